@@ -1,0 +1,263 @@
+"""What moves through the agent, as frozen data: tasks, launches, outcomes, verdicts, events."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal, NamedTuple
+
+from agent_core.api.wire import Answer, Code, Json
+from agent_core.clock import Clock, Instant
+from agent_core.lifecycle import EventKind, Status
+
+Stream = Literal["stdout", "stderr"]
+PRIORITY_DEFAULT = 5  # 1 is the most urgent, 10 the least
+TIMEOUT_DEFAULT = 3600.0  # seconds
+RETRY_DELAY_DEFAULT = 60.0  # seconds
+
+
+class Key(NamedTuple):
+    """A task on this agent: the same pair again is the same task, another attempt another row."""
+
+    task_id: str
+    attempt_id: str  # the server's grant (its fencing token); "" for a local task
+
+
+class Reason(StrEnum):
+    """Why a run, or a task that never ran, ended."""
+
+    EXITED = "exited"
+    SIGNAL = "signal"
+    TIMEOUT = "timeout"
+    CANCELLED = "cancelled"
+    PREEMPTED = "preempted"
+    REFUSED = "refused"
+    NEVER_RAN = "never_ran"
+    LOST = "lost"
+    OOM = "oom"
+    DEPENDENCY = "dependency"
+    RELEASED = "released"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lease:
+    """Until when an attempt is ours without another word from the server."""
+
+    until: Instant
+
+    def over(self, clock: Clock) -> bool:
+        return self.until.age(clock) >= 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """What a run used; None where it could not be read."""
+
+    wall_s: float | None = None
+    user_s: float | None = None
+    system_s: float | None = None
+    max_rss_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How a run ended, or why it never began."""
+
+    reason: Reason
+    exit_code: int | None = None  # None where nothing ran; 128+n for a signal, 124 for a timeout
+    signal: str | None = None  # name, "SIGKILL"
+    error_code: int = Code.OK  # business code, for every end that is no plain exit
+    error: str = ""  # one sentence for people
+    stdout: bytes = b""  # what was kept: head, marker, tail
+    stderr: bytes = b""
+    dropped_stdout: int | None = 0  # bytes not kept; None = some, number unknown
+    dropped_stderr: int | None = 0
+    usage: Usage | None = None
+    ended_at: float | None = None  # wall, seconds since the epoch
+
+    @property
+    def success(self) -> bool:
+        return self.reason is Reason.EXITED and self.exit_code == 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """What somebody asked for, and where it stands.
+
+    The first group never changes; the second is changed by moves.py alone.
+    """
+
+    id: str
+    command: str
+    attempt_id: str = ""
+    source: str = ""  # the plugin that claimed it and reports it; "" = submitted here
+    name: str = ""
+    type: str = "shell"  # shell | python | script; anything else runs as shell
+    args: tuple[str, ...] = ()
+    exec: bool = False  # run [command, *args] directly even with no args
+    workdir: str = ""  # absolute; "" = the run's private scratch directory
+    env: Mapping[str, str] = field(default_factory=dict)
+    timeout: float = TIMEOUT_DEFAULT  # seconds
+    priority: int = PRIORITY_DEFAULT
+    max_retries: int = 0
+    retry_delay: float = RETRY_DELAY_DEFAULT  # seconds
+    created_at: float = 0.0  # wall, seconds since the epoch
+    unreadable: str = ""  # why its description cannot be used; it is refused with these words
+    extra: Mapping[str, Json] = field(default_factory=dict)  # fields we do not know, kept
+
+    status: Status = Status.PENDING
+    lease: Lease | None = None  # None for a local task
+    due_at: float = 0.0  # wall; not before
+    retry_count: int = 0
+    run_no: int = 0  # runs that really began
+    start_id: str = ""  # of the current or last start
+    assigned_at: Instant | None = None  # when that start was stored
+    started_at: Instant | None = None  # when the current or last run began
+    executor: str = ""  # the plugin that runs it
+    handle: Mapping[str, Json] = field(default_factory=dict)  # by which it knows the run again
+    outcome: Outcome | None = None  # of the last run, once it ended
+
+    @property
+    def key(self) -> Key:
+        return Key(self.id, self.attempt_id)
+
+
+class TaskRun(NamedTuple):
+    """One run on record."""
+
+    run_no: int
+    started_at: float | None  # wall
+    outcome: Outcome
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launch:
+    """A task made ready to start: what an executor needs and a validator judges."""
+
+    start_id: str
+    key: Key
+    run_no: int  # the number this run will have
+    argv: tuple[str, ...]
+    text: str  # the command line as it was given, for people and patterns
+    env: Mapping[str, str]  # the task's own and REMOTEGPU_*; the executor adds the site's
+    cwd: str  # absolute
+    scratch: str  # the run's private directory; made before execute, removed after the run
+    progress: str  # path that REMOTEGPU_PROGRESS names
+    script: tuple[str, str] | None = None  # path and text of a script to be written first
+    timeout: float = TIMEOUT_DEFAULT  # seconds
+    stored_at: Instant | None = None  # when the start was stored, for reattach
+    handle: Mapping[str, Json] = field(default_factory=dict)  # of the run, for reattach
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """A validator's word. Silence, an error or a time-out counts as a denial."""
+
+    allowed: bool
+    rule: str = ""  # the rule that decided, as the site wrote it
+    reason: str = ""  # one sentence, for the person who submitted the task
+
+    @classmethod
+    def allow(cls, rule: str = "") -> "Verdict":
+        return cls(allowed=True, rule=rule)
+
+    @classmethod
+    def deny(cls, reason: str, rule: str = "") -> "Verdict":
+        return cls(allowed=False, rule=rule, reason=reason)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """What is told to whoever gave the task, stored in one transaction with its move."""
+
+    kind: EventKind
+    key: Key
+    source: str  # the plugin that reports it
+    run_no: int
+    at: float  # wall, when it happened
+    seq: int = 0  # given by the store, rising, never used twice
+    started_at: float | None = None  # wall, of the run it speaks of
+    next_run_at: float | None = None  # wall, with RUN
+    outcome: Outcome | None = None  # with RUN and COMPLETE
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Receipt:
+    """What became of one reported event."""
+
+    seq: int
+    answer: Answer
+    code: int = Code.OK
+    message: str = ""
+    retry_after: float | None = None  # seconds, with RETRY
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Demand:
+    """How much work the agent could take now."""
+
+    slots: int  # at most this many tasks
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claim:
+    """What a source brought."""
+
+    tasks: Sequence[Task] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)  # saved with them, one transaction
+    ask_again: float = 0.0  # seconds until asking again is worth it; 0 = there may be more
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How far a run says it is."""
+
+    percent: int | None = None  # 0–100; None: not told, and never invented
+    message: str = ""  # the task's own words, else its last line of output
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gpu:
+    """One device; None where a value cannot be read."""
+
+    index: int
+    uuid: str
+    name: str
+    util_percent: int | None = None
+    memory_used: int | None = None  # bytes
+    memory_total: int | None = None  # bytes
+    temperature: int | None = None  # °C
+    power: float | None = None  # watts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inventory:
+    """What this machine has and how busy it is; None where a value cannot be read."""
+
+    hostname: str | None = None
+    os: str | None = None
+    cpu_cores: int | None = None
+    cpu_percent: float | None = None
+    memory_total: int | None = None  # bytes
+    memory_used: int | None = None
+    memory_percent: float | None = None
+    disk_total: int | None = None  # bytes, of the file system of the state directory
+    disk_used: int | None = None
+    disk_percent: float | None = None
+    gpus: tuple[Gpu, ...] = ()
+
+
+class Plan(NamedTuple):
+    """A scheduler's answer."""
+
+    start: Sequence[Task] = ()  # at most the free slots, in order
+
+
+class NeverStarted:
+    """reattach's answer: that start is known to have begun nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lost:
+    """reattach's answer: whatever became of that start, nobody can know it any more."""
+
+    reason: str
