@@ -1,0 +1,124 @@
+"""Runs one command line from its arguments to its exit code; the only place that prints errors."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+from click.shell_completion import shell_complete
+
+from agent_core import __version__
+from agent_core.cli.exits import CommandFailed, Exit, exit_code
+from agent_core.cli.group import LazyGroup
+from agent_core.cli.output import print_json_line
+from agent_core.cli.text import visible_lines
+from agent_core.errors import Refused, RemoteGPUError
+
+PROGRAM = "remotegpu"
+COMPLETE = "_REMOTEGPU_COMPLETE"  # set by the completion scripts
+
+cli = LazyGroup(
+    name=PROGRAM,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Run tasks on machines with GPUs, near or behind a NAT.
+
+    Client commands read REMOTEGPU_URL and REMOTEGPU_TOKEN, else ~/.config/remotegpu/config.toml.
+
+    \b
+    remotegpu demo                            see it work on this machine
+    remotegpu submit -- python3 train.py      a command, without a shell
+    remotegpu submit -c 'nvidia-smi | head'   a shell text
+    remotegpu tasks                           where everything stands
+    """,
+    params=[
+        click.Option(
+            ["--version"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            help="Show the version.",
+            callback=lambda ctx, _, value: _show_version(ctx) if value else None,
+        )
+    ],
+)
+
+
+def _show_version(ctx: click.Context) -> None:
+    click.echo(f"{PROGRAM} {__version__}")
+    ctx.exit()
+
+
+def run(args: Sequence[str]) -> int:
+    """Do what the arguments say. Never raises; what went wrong is told in one sentence."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
+    as_json = "--json" in _own(args)
+    try:
+        code = _invoke(list(args), as_json)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _forget_output()
+        return Exit.PIPE_CLOSED
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
+    return code
+
+
+def _own(args: Sequence[str]) -> Sequence[str]:
+    """Our arguments, without those of a task's command."""
+    return args[: list(args).index("--")] if "--" in args else args
+
+
+def _invoke(args: list[str], as_json: bool) -> int:
+    if instruction := os.environ.get(COMPLETE):
+        return shell_complete(cli, {}, PROGRAM, COMPLETE, instruction)
+    try:
+        with cli.make_context(PROGRAM, args) as ctx:
+            cli.invoke(ctx)
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.Abort:
+        return Exit.INTERRUPTED
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return Exit.USAGE
+    except (click.ClickException, RemoteGPUError, CommandFailed) as error:
+        return _tell(error, as_json)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        return _tell(CommandFailed(str(error), Exit.FAILED, error), as_json)
+    return Exit.OK
+
+
+def _tell(error: click.ClickException | RemoteGPUError | CommandFailed, as_json: bool) -> int:
+    usage = isinstance(error, click.UsageError)
+    if isinstance(error, click.ClickException):
+        code, message = error.exit_code, error.format_message()
+    else:
+        code, message = exit_code(error), str(error)
+    if as_json:
+        cause = error.cause if isinstance(error, CommandFailed) else error
+        business = cause.business_code if isinstance(cause, Refused) else None
+        kind = "Usage" if usage else type(cause or error).__name__
+        told = {"kind": kind, "code": business, "message": message, "exit_code": int(code)}
+        print_json_line({"error": told}, err=True)
+        return code
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        click.echo(error.ctx.get_usage(), err=True)
+        click.echo(f"Try '{error.ctx.command_path} --help' for help.", err=True)
+    click.echo(f"{PROGRAM}: {visible_lines(message)}", err=True)
+    return code
+
+
+def _forget_output() -> None:
+    """Nobody reads us any more: the interpreter's last flush must not complain about it."""
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(quiet, stream.fileno())
+    os.close(quiet)

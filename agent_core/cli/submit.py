@@ -1,0 +1,188 @@
+"""`submit`: what a person means to run, made into a task."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from agent_core.api.wire import USER_BODY_LIMIT, Json
+from agent_core.cli.config import connect
+from agent_core.cli.exits import Exit, failing_with, own_code
+from agent_core.cli.output import json_option, note, print_json
+from agent_core.cli.text import Duration, words
+from agent_core.cli.wait import Waiting, how_it_ended
+
+ARGUMENT_LIMIT: Final = 131_071  # bytes of one argument that Linux hands to a program
+DIRECT: Final = "agent_core.cli.submit.direct"  # what stood behind `--`, in the context's meta
+
+
+class SubmitCommand(click.Command):
+    """Takes what stands behind `--` apart from everything else before options are read."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--" in args:
+            at = args.index("--")
+            ctx.meta[DIRECT] = args[at + 1 :]
+            args = args[:at]
+        return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return ["[OPTIONS]", "(-- CMD [ARGS]... | -c TEXT | FILE | -)"]
+
+
+def _variable(
+    _ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]
+) -> dict[str, str]:
+    env = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not name or not equals:
+            raise click.BadParameter(f"{pair!r} is not NAME=VALUE")
+        env[name] = value
+    return env
+
+
+def _absolute(_ctx: click.Context, _param: click.Parameter, path: str) -> str:
+    if path and not path.startswith("/"):
+        raise click.BadParameter(
+            f"{path!r} is not absolute; it is a path on the machine that runs it"
+        )
+    return path
+
+
+@click.command(
+    cls=SubmitCommand,
+    epilog="""\b
+    Examples:
+      remotegpu submit -- python3 train.py --epochs 3     the program itself, no shell
+      remotegpu submit -c 'nvidia-smi | grep MiB'         a text for the shell
+      remotegpu submit --type python -c 'print(2**64)'    python code
+      remotegpu submit job.sh                             a script, by its #! line
+      generate | remotegpu submit --name sweep -          a script from standard input
+      remotegpu submit --wait --timeout 5m -- make test   exit code of the task
+    """,
+)
+@click.argument("file", required=False, metavar="FILE")
+@click.option(
+    "-c", "--shell", "text", metavar="TEXT", help="Run this text: by the shell, or by --type."
+)
+@click.option(
+    "--type", "kind", type=click.Choice(["shell", "python", "script"]),
+    help="How FILE (default: script) or TEXT (default: shell) is run.",
+)  # fmt: skip
+@click.option("--name", help="A name for people; lists can be filtered by its beginning.")
+@click.option("--priority", type=click.IntRange(1, 10), help="1 is the most urgent; default 5.")
+@click.option("--timeout", type=Duration(), help="Longest time of one run; default 1h.")
+@click.option("--retries", type=click.IntRange(0), help="Runs after a failed one; default 0.")
+@click.option("--retry-delay", type=Duration(), help="Pause before a retry; default 60s.")
+@click.option(
+    "--env", metavar="NAME=VALUE", multiple=True, callback=_variable,
+    help="A variable of the task's environment. May be repeated.",
+)  # fmt: skip
+@click.option(
+    "--workdir", default="", callback=_absolute, help="Absolute path; default: a private one."
+)
+@click.option("--machine", help="Only the machine with this id runs it.")
+@click.option("--wait", is_flag=True, help="Wait for its end and exit with its own code.")
+@click.option(
+    "--idempotency-key", help="The same key and the same task again: the first one's answer."
+)
+@click.option("--id", "task_id", help="An id (UUID) of your own for the new task.")
+@json_option
+@click.pass_context
+def submit(ctx: click.Context, /, **given: Any) -> None:
+    """Submit a task: a command behind `--`, a text with -c, or a script from FILE or - (stdin).
+
+    Prints the new task's id. With --wait how it ended is told on standard error.
+    """
+    fields = _what(ctx.meta.get(DIRECT), given["file"], given["text"], given["kind"])
+    fields |= _how(given)
+    as_json, waits = given["as_json"], given["wait"]
+    if not waits:
+        with connect(as_json=as_json) as client:
+            task = client.submit(fields, key=given["idempotency_key"])
+        print_json(task) if as_json else click.echo(words(task["id"]))
+        return
+    with failing_with(Exit.NO_OWN_CODE):
+        with connect(as_json=as_json) as client:
+            task = client.submit(fields, key=given["idempotency_key"])
+            if not as_json:
+                click.echo(words(task["id"]))
+                sys.stdout.flush()
+            ended = Waiting(client, as_json=as_json).until_final([task["id"]], reached=True)[0]
+        print_json(ended) if as_json else note(how_it_ended(ended))
+    raise click.exceptions.Exit(own_code(ended))
+
+
+def _what(
+    direct: Sequence[str] | None, file: str | None, text: str | None, kind: str | None
+) -> dict[str, Json]:
+    """The task's command from the one form that was given."""
+    forms = [form for form in (direct, file, text) if form is not None]
+    if len(forms) > 1 or direct == []:
+        raise click.UsageError("give one of these: -- CMD [ARGS], -c TEXT, FILE, or - for stdin")
+    if not forms:
+        raise click.UsageError(
+            "nothing to run: give -- CMD [ARGS], -c TEXT, FILE, or - for a script from stdin"
+        )
+    if direct:
+        if kind is not None:
+            raise click.UsageError("--type belongs to FILE or -c TEXT; behind -- stands a program")
+        return {"command": direct[0], "args": list(direct[1:]), "exec": True}
+    if text is not None:
+        return _checked(text, kind or "shell", "-c")
+    return _checked(_read(file or ""), kind or "script", "FILE")
+
+
+def _read(file: str) -> str:
+    try:
+        if file == "-":
+            data = sys.stdin.buffer.read(USER_BODY_LIMIT + 1)
+        else:
+            with Path(file).open("rb") as script:
+                data = script.read(USER_BODY_LIMIT + 1)
+        return data.decode()
+    except FileNotFoundError:
+        raise click.UsageError(
+            f"there is no file {file}; to run a program write: remotegpu submit -- {file} …"
+        ) from None
+    except OSError as error:
+        raise click.UsageError(f"{file} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise click.UsageError(f"{file} is no UTF-8 text; a program is sent by its path") from None
+
+
+def _checked(text: str, kind: str, form: str) -> dict[str, Json]:
+    size = len(text.encode("utf-8", "surrogateescape"))
+    limit = USER_BODY_LIMIT if kind == "script" else ARGUMENT_LIMIT
+    if not text.strip():
+        raise click.UsageError(f"{form} is empty: there is nothing to run")
+    if "\0" in text:
+        raise click.UsageError(f"{form} holds a NUL character; a script is text")
+    if size > limit:
+        way = "" if kind == "script" else "; with --type script and a #! line it may be 1 MiB long"
+        raise click.UsageError(f"{form} is longer than {limit} bytes{way}")
+    return {"command": text, "type": kind}
+
+
+def _how(given: dict[str, Any]) -> dict[str, Json]:
+    """The task's other fields; what was not said is the server's to fill."""
+    named = {
+        "id": given["task_id"],
+        "name": given["name"],
+        "priority": given["priority"],
+        "timeout": _number(given["timeout"]),
+        "max_retries": given["retries"],
+        "retry_delay": _number(given["retry_delay"]),
+        "env": given["env"] or None,
+        "workdir": given["workdir"] or None,
+        "machine_id": given["machine"],
+    }
+    return {key: value for key, value in named.items() if value is not None}
+
+
+def _number(seconds: float | None) -> float | int | None:
+    """Whole seconds as an integer: the wire tells 3 from 3.0."""
+    return int(seconds) if seconds is not None and seconds.is_integer() else seconds

@@ -1,0 +1,191 @@
+"""`tasks`, `task` and `cancel`: look at tasks, and stop one."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agent_core.api.wire import Json
+from agent_core.cli.config import connect
+from agent_core.cli.output import Column, json_option, note, print_fields, print_json, print_table
+from agent_core.cli.text import moment, span, took, words
+
+if TYPE_CHECKING:
+    from agent_core.api.client import Client
+
+STATUSES = (
+    "pending", "queued", "assigned", "running", "suspended", "preempted",
+    "completed", "failed", "cancelled",
+)  # fmt: skip
+ALL_LIMIT = 10_000  # rows that one `--all` shows
+
+COLUMNS = (
+    Column(title="ID"),
+    Column(title="NAME", wide=True),
+    Column(title="STATUS"),
+    Column(title="PRI", right=True),
+    Column(title="EXIT", right=True),
+    Column(title="CREATED"),
+    Column(title="TOOK", right=True),
+    Column(title="MACHINE", wide=True),
+    Column(title="NOTE", wide=True),
+)
+
+
+@click.command(
+    epilog="""\b
+    Examples:
+      remotegpu tasks --status running --status pending
+      remotegpu tasks --name train- --limit 200
+      remotegpu tasks --all --json | jq -r '.tasks[].id'
+    """
+)
+@click.option(
+    "--status", "statuses", multiple=True, type=click.Choice(STATUSES), metavar="STATUS",
+    help=f"Only these: {', '.join(STATUSES)}. May be repeated.",
+)  # fmt: skip
+@click.option("--machine", default="", help="Only tasks of the machine with this id.")
+@click.option("--name", default="", help="Only tasks whose name begins so.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, ALL_LIMIT))
+@click.option("--after", default="", metavar="CURSOR", help="Go on where a list ended.")
+@click.option("--all", "everything", is_flag=True, help=f"All of them, up to {ALL_LIMIT}.")
+@json_option
+def tasks(*, limit: int, everything: bool, as_json: bool, **filters: Any) -> None:
+    """List tasks, newest first."""
+    with connect(as_json=as_json) as client:
+        rows, cursor = _collect(client, ALL_LIMIT if everything else limit, filters)
+    if as_json:
+        print_json({"tasks": rows, "next_cursor": cursor})
+        return
+    print_table(COLUMNS, [row(task) for task in rows])
+    if cursor is not None:
+        note(f"there are more: remotegpu tasks --after {cursor}")
+
+
+def _collect(
+    client: "Client", wanted: int, filters: Mapping[str, Any]
+) -> tuple[list[dict[str, Json]], str | None]:
+    """At most so many tasks, and where to go on if there are more."""
+    rows: list[dict[str, Json]] = []
+    cursor: str | None = filters["after"]
+    while cursor is not None and len(rows) < wanted:
+        page = client.tasks(**{**filters, "after": cursor}, limit=wanted - len(rows))
+        if not page.tasks:
+            return rows, None
+        rows += page.tasks
+        cursor = page.next_cursor
+    return rows, cursor
+
+
+def row(task: Mapping[str, Json]) -> tuple[str, ...]:
+    """One line of the table."""
+    return (
+        words(task["id"]),
+        words(task.get("name")),
+        words(task["status"]),
+        words(task.get("priority")),
+        words(task.get("exit_code")),
+        moment(task.get("created_at")),
+        took(task.get("started_at"), task.get("ended_at")),
+        words(task.get("machine_id")),
+        remark(task),
+    )
+
+
+def remark(task: Mapping[str, Json]) -> str:
+    """What else is to be said in one line: why it failed, or how far it is."""
+    if task.get("status") in ("completed", "failed", "cancelled"):
+        return words(task.get("error"))
+    if task.get("cancel_requested_at"):
+        return "being cancelled"
+    percent = task.get("progress")
+    done = "" if percent is None or task.get("status") != "running" else f"{words(percent)}% "
+    return done + words(task.get("progress_message"))
+
+
+@click.command(epilog="\b\nExample:\n  remotegpu task 3f0c… --json | jq .exit_code\n")
+@click.argument("task_id", metavar="ID")
+@json_option
+def task(task_id: str, as_json: bool) -> None:
+    """Show one task with its result and its runs."""
+    with connect(as_json=as_json) as client:
+        found = client.task(task_id)
+    if as_json:
+        print_json(found)
+        return
+    print_fields(_fields(found))
+    runs = found.get("runs")
+    if isinstance(runs, list) and runs:
+        click.echo()
+        print_table(
+            [
+                Column(title=title)
+                for title in ("RUN", "STARTED", "TOOK", "EXIT", "SIGNAL", "REASON")
+            ],
+            [_run_row(run) for run in runs if isinstance(run, dict)],
+        )
+
+
+def _fields(task: Mapping[str, Json]) -> list[tuple[str, str]]:
+    command = [task.get("command"), *(task.get("args") or ())]
+    return [
+        ("id", words(task["id"])),
+        ("name", words(task.get("name"))),
+        ("type", words(task.get("type"))),
+        ("command", " ".join(words(word) for word in command)),
+        ("workdir", words(task.get("workdir"))),
+        ("status", words(task["status"])),
+        ("progress", remark(task) if task["status"] == "running" else ""),
+        ("cancel requested", moment(task.get("cancel_requested_at"))),
+        ("exit code", words(task.get("exit_code"))),
+        ("signal", words(task.get("signal"))),
+        ("reason", words(task.get("reason"))),
+        ("error code", words(task.get("error_code") or None)),
+        ("error", words(task.get("error"))),
+        ("priority", words(task.get("priority"))),
+        ("timeout", _seconds(task.get("timeout"))),
+        ("retries", _retries(task)),
+        ("machine", words(task.get("machine_id"))),
+        ("parent", words(task.get("parent_id"))),
+        ("created", moment(task.get("created_at"))),
+        ("started", moment(task.get("started_at"))),
+        ("ended", moment(task.get("ended_at"))),
+        ("took", took(task.get("started_at"), task.get("ended_at"))),
+        ("lease until", moment(task.get("lease_expires_at"))),
+    ]  # fmt: skip
+
+
+def _retries(task: Mapping[str, Json]) -> str:
+    allowed = task.get("max_retries")
+    return f"{words(task.get('retry_count') or 0)} of {words(allowed)}" if allowed else ""
+
+
+def _seconds(value: Json) -> str:
+    return span(value) if isinstance(value, int | float) else words(value)
+
+
+def _run_row(run: Mapping[str, Json]) -> tuple[str, ...]:
+    return (
+        words(run.get("run_no")),
+        moment(run.get("started_at")),
+        took(run.get("started_at"), run.get("ended_at")) if run.get("ended_at") else "",
+        words(run.get("exit_code")),
+        words(run.get("signal")),
+        words(run.get("reason")),
+    )
+
+
+@click.command(epilog="\b\nExample:\n  remotegpu cancel 3f0c… --reason 'wrong data set'\n")
+@click.argument("task_id", metavar="ID")
+@click.option("--reason", default="", help="Why; stands in the task's record.")
+@json_option
+def cancel(task_id: str, reason: str, as_json: bool) -> None:
+    """Cancel a task: at once if it waits, by its machine (TERM, then KILL) if it runs."""
+    with connect(as_json=as_json) as client:
+        stopped = client.cancel(task_id, reason=reason)
+    if as_json:
+        print_json(stopped)
+    elif stopped["status"] == "cancelled":
+        click.echo(f"{words(stopped['id'])} cancelled")
+    else:
+        click.echo(f"{words(stopped['id'])} will be cancelled by the machine that holds it")
