@@ -1,6 +1,9 @@
 """The framework of the remotegpu agent: what a plugin may import, on one screen."""
 
-from agent_core.api.wire import Answer, Code
+from typing import TYPE_CHECKING, Any
+
+from agent_core.api import wire
+from agent_core.api.wire import Answer, Code, Json
 from agent_core.clock import Clock, Instant
 from agent_core.errors import (
     Conflict,
@@ -40,7 +43,21 @@ from agent_core.models import (
 )
 from agent_core.protocols import AgentHandle, Execution, Held, PluginContext, Scheduler, Store
 
+if TYPE_CHECKING:
+    from agent_core.sections import Duration, SecretText, Section, Text
+
 __version__ = "0.1.0"
+_SECTIONS = frozenset({"Duration", "SecretText", "Section", "Text"})
+
+
+def __getattr__(name: str) -> Any:
+    """What settings are made of, only once asked for: client commands start without pydantic."""
+    if name in _SECTIONS:
+        from agent_core import sections  # noqa: PLC0415
+
+        return getattr(sections, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "API_VERSION",
@@ -53,6 +70,7 @@ __all__ = [
     "Code",
     "Conflict",
     "Demand",
+    "Duration",
     "Event",
     "EventKind",
     "Execution",
@@ -60,6 +78,7 @@ __all__ = [
     "Held",
     "Instant",
     "Inventory",
+    "Json",
     "Key",
     "Launch",
     "Lease",
@@ -76,6 +95,8 @@ __all__ = [
     "Refused",
     "RemoteGPUError",
     "Scheduler",
+    "SecretText",
+    "Section",
     "SettingsError",
     "Status",
     "Store",
@@ -85,9 +106,11 @@ __all__ = [
     "Stream",
     "Task",
     "TaskRun",
+    "Text",
     "Unreachable",
     "Usage",
     "Verdict",
     "__version__",
     "hookimpl",
+    "wire",
 ]

@@ -112,7 +112,7 @@ def plain_text(data: bytes) -> str:
 
 
 def output_fields(name: str, data: bytes) -> dict[str, str]:
-    """`{name: text}`, or `{name_base64: …}` for what is not NUL-free UTF-8 or would swell as JSON."""
+    """`{name: text}`; `{name_base64: …}` for what is not UTF-8, has a NUL or would swell."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
