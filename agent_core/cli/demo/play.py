@@ -1,0 +1,192 @@
+"""Plays the demo from its first process to its last: submit, show, check, and clean up."""
+
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import click
+
+from agent_core.api.client import Client
+from agent_core.api.wire import Json
+from agent_core.cli.demo.board import Board, board
+from agent_core.cli.demo.house import ChildDied, House
+from agent_core.cli.demo.workload import PRIME_COUNT, Job, jobs, primes_found
+from agent_core.cli.exits import Exit
+from agent_core.cli.text import visible_lines
+from agent_core.cli.wait import FINAL
+from agent_core.errors import Refused, RemoteGPUError, Unreachable
+
+PACE: Final = 0.25  # seconds between two looks
+LIMIT: Final = 300.0  # seconds for the whole workload
+CANCEL_LIMIT: Final = 10.0  # seconds until cancelled tasks must have ended
+
+Task = Mapping[str, Json]
+
+
+class Stopped(Exception):
+    """Somebody wants the demo to end."""
+
+
+class Signals:
+    """Ctrl-C and TERM: the first ends the demo gently, another one hurries the end."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._gentle = False
+
+    def take(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number is signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._caught)
+
+    def hold(self) -> None:
+        """From now on signals only hurry: cleaning up is not to be cut short."""
+        self._gentle, self._count = True, 0
+
+    def hurry(self) -> bool:
+        return self._count > 0
+
+    def _caught(self, _number: int, _frame: FrameType | None) -> None:
+        self._count += 1
+        if not self._gentle:
+            raise Stopped
+
+
+def play(*, once: bool, as_json: bool) -> int:
+    """The exit code: 0 if every task ended as expected and the results are right."""
+    shown = board(as_json=as_json)
+    signals = Signals()
+    signals.take()
+    code: int = Exit.INTERRUPTED
+    try:
+        with _house(signals, shown) as house:
+            code = _workload(house, shown)
+            if not once:
+                _try_next(house, shown)
+                while True:
+                    house.check()
+                    time.sleep(0.5)
+    except Stopped:
+        return code
+    except ChildDied as error:
+        click.echo(f"remotegpu: {visible_lines(str(error))}", err=True)
+        return Exit.FAILED
+    return code
+
+
+@contextmanager
+def _house(signals: Signals, shown: Board) -> Iterator[House]:
+    house = House()
+    try:
+        shown.say(f"Starting a control plane and an agent in {house.directory} …")
+        house.open(time.sleep)
+        yield house
+    finally:
+        signals.hold()
+        _cancel_all(house, shown, signals)
+        house.close(signals.hurry)
+
+
+def _workload(house: House, shown: Board) -> int:
+    """Submit it, show it, judge it."""
+    work = jobs(house.directory)
+    with Client(house.url, house.user_token) as client:
+        submitted = {client.submit(job.fields)["id"]: job for job in work}
+        shown.say(f"{len(submitted)} tasks submitted to {house.url}, run by an agent with 2 slots.")
+        with shown.live():
+            ended = _follow(client, house, shown, list(submitted))
+    complaints = _complaints(submitted, ended)
+    for complaint in complaints:
+        shown.say(f"WRONG: {complaint}")
+    if not complaints:
+        shown.say(
+            f"All {len(ended)} tasks ended as expected; {PRIME_COUNT:,} primes below 2,000,000."
+        )
+    return Exit.FAILED if complaints else Exit.OK
+
+
+def _follow(client: Client, house: House, shown: Board, ids: Sequence[str]) -> dict[str, Task]:
+    """Show the tasks until all are final, or the time is up."""
+    final: dict[str, Task] = {}
+    until = time.monotonic() + LIMIT
+    while True:
+        house.check()
+        listed = {task["id"]: task for task in client.tasks().tasks if task["id"] in ids}
+        for task_id, task in listed.items():
+            if task["status"] in FINAL and task_id not in final:
+                final[task_id] = client.task(task_id)  # the list has no output
+        now = {**listed, **final}
+        shown.show([now[task_id] for task_id in ids if task_id in now])
+        if len(final) == len(ids) or time.monotonic() > until:
+            return final
+        time.sleep(PACE)
+
+
+def _complaints(submitted: Mapping[str, Job], ended: Mapping[str, Task]) -> list[str]:
+    found = []
+    for task_id, job in submitted.items():
+        if task_id not in ended:
+            found.append(f"{job.name} has not ended after {LIMIT:.0f} s")
+        elif complaint := job.complaint(ended[task_id]):
+            found.append(f"{job.name} {complaint}")
+    primes = primes_found(list(ended.values()))
+    if primes != PRIME_COUNT:
+        found.append(f"the shards found {primes} primes, and there are {PRIME_COUNT}")
+    return found
+
+
+def _try_next(house: House, shown: Board) -> None:
+    program = Path(sys.argv[0]).resolve()
+    short = "remotegpu" if shutil.which("remotegpu") == str(program) else str(program)
+    shown.say(
+        f"""
+Try next, in another terminal:
+
+  export REMOTEGPU_URL={house.url} REMOTEGPU_TOKEN={house.user_token}
+  {short} tasks
+  {short} submit --wait -- uname -a
+  {short} submit --name hello -c 'for i in 1 2 3; do echo $i; sleep 1; done'
+  {short} --help
+
+Logs of both programs: {house.directory}/*.log
+Ctrl-C ends everything and removes it."""
+    )
+
+
+def _cancel_all(house: House, shown: Board, signals: Signals) -> None:
+    """No task outlives the demo; if the server is gone already, the processes are ended."""
+    if not house.url:
+        return
+    until = time.monotonic() + CANCEL_LIMIT
+    told = False
+    try:
+        with Client(house.url, house.user_token, timeout=3.0) as client:
+            while open_tasks := _unfinished(client):
+                if not told:
+                    shown.say(f"Cancelling {len(open_tasks)} unfinished tasks …")
+                    told = True
+                    _cancel(client, open_tasks)
+                if signals.hurry() or time.monotonic() > until:
+                    return
+                time.sleep(0.1)
+    except (RemoteGPUError, OSError):
+        return  # house.close ends what still runs
+
+
+def _unfinished(client: Client) -> list[Task]:
+    statuses = ("pending", "assigned", "running", "suspended", "preempted")
+    return list(client.tasks(statuses=statuses).tasks)
+
+
+def _cancel(client: Client, tasks: Sequence[Task]) -> None:
+    for task in tasks:
+        try:
+            client.cancel(task["id"], reason="the demo ends")
+        except (Refused, Unreachable):
+            continue  # it ended meanwhile, or the server did
