@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from agent_core.api.wire import Json
-from agent_core.clock import Clock
+from agent_core.clock import Clock, Instant
 from agent_core.lifecycle import Status
 from agent_core.models import (
     Event,
@@ -122,6 +122,7 @@ class Execution(ABC):
     """One run in progress. A base class: an executor overrides what it can do better."""
 
     handle: Mapping[str, Json]  # by which `reattach` finds the run again after a restart
+    started_at: Instant | None = None  # when its process began, if the executor knows
     grace: float = 10.0  # seconds between TERM and KILL
     survives: ClassVar[bool] = False  # goes on when the agent is gone
 

@@ -1,0 +1,75 @@
+"""Brings work in: one loop a source, each with its own back-off."""
+
+import asyncio
+from dataclasses import replace
+
+from agent_core.backoff import Backoff, pause
+from agent_core.errors import StoreError, Unreachable
+from agent_core.hooks import Caller, reason_of
+from agent_core.log import get
+from agent_core.models import Claim, Demand, Task
+from agent_core.protocols import Store
+from agent_core.worker import Worker
+
+
+class Source:
+    """Asks one plugin for as much as there is room for, and stores what it brings."""
+
+    def __init__(self, name: str, hooks: Caller, store: Store, worker: Worker) -> None:
+        self._name = name
+        self._hooks = hooks
+        self._store = store
+        self._worker = worker
+        self._backoff = Backoff()
+        self._trouble = ""  # said once a change
+        self._log = get("claims")
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Until `stopping`. A claim in flight is never cancelled: its answer would be lost."""
+        while not stopping.is_set():
+            if self._worker.room <= 0:
+                await self._until_room(stopping)
+                continue
+            try:
+                claim = await self._hooks.claim(self._name, Demand(slots=self._worker.room))
+                fresh = await self._keep(claim)
+            except Exception as error:
+                await pause(self._trouble_with(error), stopping)
+                continue
+            self._well_again()
+            await self._worker.admit(fresh)
+            if claim.ask_again > 0:
+                await pause(claim.ask_again, stopping)
+
+    async def _keep(self, claim: Claim) -> list[Task]:
+        """Tasks and facts in one transaction: after a crash in between, the source asks again."""
+        if not claim.tasks and not claim.facts:
+            return []
+        tasks = [replace(task, source=self._name) for task in claim.tasks]
+        return await self._store.add(tasks, claim.facts)
+
+    async def _until_room(self, stopping: asyncio.Event) -> None:
+        room = asyncio.ensure_future(self._worker.changed.wait())
+        stop = asyncio.ensure_future(stopping.wait())
+        try:
+            await asyncio.wait({room, stop}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            room.cancel()
+            stop.cancel()
+
+    def _trouble_with(self, error: Exception) -> float:
+        """Say it if it is new; seconds until the next try."""
+        told = reason_of(error)
+        if told != self._trouble:
+            self._trouble = told
+            if isinstance(error, Unreachable | StoreError):
+                self._log.warning("no work can be claimed now", source=self._name, why=told)
+            else:
+                self._log.error("a source failed", source=self._name, exc_info=error)
+        return self._backoff.next(getattr(error, "retry_after", None))
+
+    def _well_again(self) -> None:
+        self._backoff.reset()
+        if self._trouble:
+            self._trouble = ""
+            self._log.info("work is claimed again", source=self._name)

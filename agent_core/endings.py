@@ -1,0 +1,60 @@
+"""The ends that are not a run's own exit, as outcomes: refused, never ran, stopped, lost."""
+
+from dataclasses import dataclass, replace
+
+from agent_core.api.wire import Code
+from agent_core.errors import NeverRan
+from agent_core.models import Outcome, Reason
+
+TIMEOUT_EXIT_CODE = 124  # as timeout(1) says it
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stop:
+    """Somebody's word that a run is to end, and the words its record will bear."""
+
+    reason: Reason
+    code: int
+    words: str
+
+
+def timed_out(timeout: float) -> Stop:
+    words = f"timed out after {timeout:g} s"
+    return Stop(reason=Reason.TIMEOUT, code=Code.TIMED_OUT, words=words)
+
+
+def agent_left() -> Stop:
+    """For an executor whose runs end with the agent."""
+    words = "the agent stopped, and this executor's runs cannot go on without it"
+    return Stop(reason=Reason.LOST, code=Code.LOST, words=words)
+
+
+def stopped(outcome: Outcome, stop: Stop) -> Outcome:
+    """How a run ended that we ended: its own exit on record, our reason in front."""
+    code = TIMEOUT_EXIT_CODE if stop.reason is Reason.TIMEOUT else outcome.exit_code
+    return replace(
+        outcome, reason=stop.reason, exit_code=code, error_code=stop.code, error=stop.words
+    )
+
+
+def unbegun(stop: Stop) -> Outcome:
+    """Stopped before anything ran."""
+    return Outcome(reason=stop.reason, error_code=stop.code, error=stop.words)
+
+
+def never_ran(error: NeverRan) -> Outcome:
+    return Outcome(reason=Reason.NEVER_RAN, error_code=error.code, error=str(error))
+
+
+def refused(code: int, why: str) -> Outcome:
+    return Outcome(reason=Reason.REFUSED, error_code=code, error=why)
+
+
+def released() -> Outcome:
+    return Outcome(reason=Reason.RELEASED, error="given back: the agent stops")
+
+
+def lost(why: str, now: float) -> Outcome:
+    """`now`: wall time, seconds since the epoch."""
+    words = f"nobody can know how the run ended ({why})"
+    return Outcome(reason=Reason.LOST, error_code=Code.LOST, error=words, ended_at=now)

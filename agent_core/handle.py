@@ -1,0 +1,106 @@
+"""What a plugin that lives beside the work may ask of the agent: `AgentHandle`, kept."""
+
+import asyncio
+from collections.abc import Collection, Sequence
+
+from agent_core.api.wire import Answer, Code
+from agent_core.errors import PluginError
+from agent_core.hooks import Caller, reason_of
+from agent_core.lifecycle import Status
+from agent_core.log import get
+from agent_core.models import Event, Inventory, Key, Lease, Progress, Receipt, Task
+from agent_core.protocols import Held, Store
+from agent_core.worker import Worker
+
+
+class Handle:
+    """Passes on to store, worker and hooks; decides nothing itself."""
+
+    def __init__(
+        self,
+        *,
+        agent_id: str,
+        machine_id: str,
+        max_workers: int,
+        store: Store,
+        worker: Worker,
+        hooks: Caller,
+        grew: asyncio.Event,
+    ) -> None:
+        self.agent_id = agent_id
+        self.machine_id = machine_id
+        self.max_workers = max_workers
+        self.stream = store.stream
+        self.stopping = asyncio.Event()
+        self._store = store
+        self._worker = worker
+        self._hooks = hooks
+        self._grew = grew
+        self._outstanding: dict[int, Key] = {}  # whose events were read and are not settled
+        self._log = get("agent")
+
+    async def get(self, key: Key) -> Task | None:
+        return await self._store.get(key)
+
+    async def tasks(
+        self, statuses: Collection[Status] = (), *, limit: int = 1000, after: Key | None = None
+    ) -> list[Task]:
+        return await self._store.tasks(statuses, limit=limit, after=after)
+
+    async def cancel(self, key: Key, *, code: int, reason: str) -> bool:
+        return await self._worker.cancel(key, code=code, reason=reason)
+
+    def held(self, source: str) -> list[Held]:
+        return self._worker.held(source)
+
+    def renewed(self, key: Key, lease: Lease) -> None:
+        self._worker.renewed(key, lease)
+
+    async def progress(self, key: Key) -> Progress | None:
+        runner = self._worker.runner(key)
+        return await runner.progress() if runner else None
+
+    async def outbox(self, *, limit: int, skip: Collection[Key] = frozenset()) -> list[Event]:
+        events = await self._store.outbox(limit=limit, skip=skip)
+        self._outstanding.update((event.seq, event.key) for event in events)
+        return events
+
+    async def outbox_grew(self) -> None:
+        await self._grew.wait()
+        self._grew.clear()
+
+    async def report(self, events: Sequence[Event]) -> list[Receipt]:
+        """One source's outage or absence holds up its own events alone."""
+        receipts: dict[int, Receipt] = {}
+        for source in {event.source for event in events}:
+            theirs = [event for event in events if event.source == source]
+            try:
+                answers = await self._hooks.report(source, theirs)
+            except PluginError as error:
+                self._log.error("events wait for their plugin", why=str(error))
+                answers = [_not_now(event, reason_of(error)) for event in theirs]
+            receipts.update((receipt.seq, receipt) for receipt in answers)
+        return [receipts.get(event.seq) or _not_now(event, "no receipt") for event in events]
+
+    async def settle(self, receipts: Sequence[Receipt]) -> None:
+        await self._store.settle(receipts)
+        for receipt in receipts:
+            if receipt.answer is Answer.RETRY:
+                continue
+            key = self._outstanding.pop(receipt.seq, None)
+            if key and receipt.answer is Answer.STALE and self._worker.runner(key):
+                reason = f"the server took the attempt back: {receipt.message}"
+                await self._worker.cancel(key, code=receipt.code, reason=reason)
+
+    async def get_fact(self, name: str) -> str | None:
+        return await self._store.get_fact(name)
+
+    async def set_fact(self, name: str, value: str) -> None:
+        await self._store.set_fact(name, value)
+
+    async def inventory(self) -> Inventory:
+        return await self._hooks.inventory()
+
+
+def _not_now(event: Event, why: str) -> Receipt:
+    return Receipt(seq=event.seq, answer=Answer.RETRY, code=Code.INTERNAL, message=why)

@@ -1,0 +1,213 @@
+"""The only caller of plugins' hooks: awaits, bounds in time, names the one that failed."""
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import fields
+from typing import Any, NoReturn, cast
+
+import pluggy
+
+from agent_core.errors import NeverRan, PluginError, RemoteGPUError
+from agent_core.log import get
+from agent_core.models import (
+    Claim,
+    Demand,
+    Event,
+    Inventory,
+    Launch,
+    Lost,
+    NeverStarted,
+    Receipt,
+    Task,
+    Verdict,
+)
+from agent_core.protocols import AgentHandle, Execution, Scheduler, Store
+
+# Seconds. Claim, report and serve bound themselves: they know what they wait for.
+VALIDATE_LIMIT = 10.0
+EXECUTE_LIMIT = 60.0
+REATTACH_LIMIT = 60.0
+INVENTORY_LIMIT = 10.0
+
+Implementation = tuple[str, Callable[..., Any]]
+
+
+class Caller:
+    """Asks the plugins in the order the site gave them, each hook by its own rule.
+
+    The rules, and what an error means, stand in `hookspecs`.
+    """
+
+    def __init__(self, manager: pluggy.PluginManager) -> None:
+        self._log = get("hooks")
+        self._asked: dict[str, list[Implementation]] = {}
+        for name in ("store", "claim", "validate", "execute", "report", "schedule", "reattach"):
+            self._asked[name] = self._implementations(manager, name)
+        for name in ("serve", "inventory"):
+            self._asked[name] = self._implementations(manager, name)
+        if not self._asked["validate"]:
+            raise PluginError(
+                "no enabled plugin validates tasks, so nothing could ever run; "
+                "take command_policy out of [plugins] disable"
+            )
+        if not self._asked["execute"]:
+            raise PluginError(
+                "no enabled plugin executes tasks; take subprocess_executor out of "
+                "[plugins] disable, or enable another executor"
+            )
+        self._one("store")
+        self._one("schedule")
+
+    @staticmethod
+    def _implementations(manager: pluggy.PluginManager, hook: str) -> list[Implementation]:
+        """Name and bound method of each plugin that has the hook; pluggy's list is last first."""
+        caller = getattr(manager.hook, hook)
+        return [
+            (impl.plugin_name, _accepting(impl.function, tuple(impl.argnames)))
+            for impl in reversed(caller.get_hookimpls())
+        ]
+
+    def _one(self, hook: str) -> Callable[..., Any]:
+        found = self._asked[hook]
+        if len(found) == 1:
+            return found[0][1]
+        names = ", ".join(name for name, _ in found) or "none"
+        raise PluginError(
+            f"exactly one plugin must give the {hook} hook, but these do: {names}; "
+            "change [plugins] enable and disable"
+        )
+
+    def _of(self, hook: str, plugin: str) -> Callable[..., Any]:
+        for name, function in self._asked[hook]:
+            if name == plugin:
+                return function
+        raise PluginError(
+            f"the plugin {plugin} is not enabled here or has no {hook} hook; "
+            f"enable it again so that its tasks come to their end"
+        )
+
+    async def store(self) -> Store:
+        return cast("Store", await self._one("store")())
+
+    def schedule(self) -> Scheduler:
+        return cast("Scheduler", self._one("schedule")())
+
+    @property
+    def sources(self) -> list[str]:
+        """The plugins that bring work."""
+        return [name for name, _ in self._asked["claim"]]
+
+    async def claim(self, plugin: str, demand: Demand) -> Claim:
+        claim = await self._of("claim", plugin)(demand=demand)
+        if not isinstance(claim, Claim):
+            _broken(plugin, "claim", "a Claim", claim)
+        return claim
+
+    async def validate(self, task: Task, launch: Launch) -> Verdict:
+        """The first denial, else the first word of consent. Silence and errors are denials."""
+        consent: Verdict | None = None
+        for plugin, function in self._asked["validate"]:
+            try:
+                async with asyncio.timeout(VALIDATE_LIMIT):
+                    verdict = await function(task=task, launch=launch)
+            except TimeoutError:
+                return Verdict.deny(f"the validator {plugin} did not answer in {VALIDATE_LIMIT} s")
+            except Exception as error:
+                self._log.exception("a validator failed", plugin=plugin)
+                return Verdict.deny(f"the validator {plugin} failed: {error}")
+            if not isinstance(verdict, Verdict):
+                return Verdict.deny(f"the validator {plugin} gave no verdict")
+            if not verdict.allowed:
+                return verdict
+            consent = consent or verdict
+        return consent or Verdict.deny("no validator is enabled")
+
+    async def execute(self, launch: Launch) -> tuple[str, Execution]:
+        """Begin it with the first executor that takes it.
+
+        Raises NeverRan if none does or it could not; anything else means that the answer is
+        missing, and `reattach` must tell.
+        """
+        for plugin, function in self._asked["execute"]:
+            start = function(launch=launch)
+            if start is None:
+                continue
+            if not inspect.isawaitable(start):
+                _broken(plugin, "execute", "an awaitable or None", start)
+            async with asyncio.timeout(EXECUTE_LIMIT):
+                execution = await cast("Awaitable[Execution]", start)
+            if not isinstance(execution, Execution):
+                _broken(plugin, "execute", "an Execution", execution)
+            return plugin, execution
+        raise NeverRan("no enabled executor takes this task")
+
+    async def reattach(
+        self, plugin: str, launch: Launch, *, running: bool
+    ) -> tuple[str, Execution | NeverStarted | Lost]:
+        """Ask the run's executor; where that is not known, each in order until one knows it."""
+        asked = self._asked["reattach"]
+        if plugin:
+            asked = [(plugin, self._of("reattach", plugin))]
+        answer: Execution | NeverStarted | Lost = NeverStarted()
+        for name, function in asked:
+            async with asyncio.timeout(REATTACH_LIMIT):
+                answer = await function(launch=launch, running=running)
+            if isinstance(answer, Execution | Lost):
+                return name, answer
+            if not isinstance(answer, NeverStarted):
+                _broken(name, "reattach", "an Execution, NeverStarted or Lost", answer)
+        return plugin, answer
+
+    async def report(self, plugin: str, events: Sequence[Event]) -> Sequence[Receipt]:
+        receipts = await self._of("report", plugin)(events=events)
+        if len(receipts) != len(events):
+            _broken(plugin, "report", f"{len(events)} receipts", receipts)
+        return cast("Sequence[Receipt]", receipts)
+
+    def serving(self, agent: AgentHandle) -> list[tuple[str, Awaitable[None]]]:
+        """What each plugin that lives beside the work wants to be awaited."""
+        return [(name, function(agent=agent)) for name, function in self._asked["serve"]]
+
+    async def inventory(self) -> Inventory:
+        """Everybody's values; of two that tell the same thing, the first asked counts."""
+        told: dict[str, Any] = {}
+        gpus: list[Any] = []
+        for plugin, function in self._asked["inventory"]:
+            try:
+                async with asyncio.timeout(INVENTORY_LIMIT):
+                    part: Inventory = await function()
+            except Exception:
+                self._log.exception("an inventory failed; its values are missing", plugin=plugin)
+                continue
+            gpus.extend(part.gpus)
+            for item in fields(part):
+                if item.name != "gpus" and told.get(item.name) is None:
+                    told[item.name] = getattr(part, item.name)
+        return Inventory(**told, gpus=tuple(gpus))
+
+
+def _accepting(function: Callable[..., Any], names: tuple[str, ...]) -> Callable[..., Any]:
+    """pluggy lets an implementation leave out arguments that it does not use; so do we."""
+
+    def call(**given: Any) -> Any:
+        return function(*(given[name] for name in names))
+
+    return call
+
+
+def _broken(plugin: str, hook: str, wanted: str, got: object) -> NoReturn:
+    if inspect.iscoroutine(got):
+        got.close()
+    raise PluginError(
+        f"the plugin {plugin} broke its contract: {hook} must answer with {wanted}, "
+        f"not {type(got).__name__}"
+    )
+
+
+def reason_of(error: BaseException) -> str:
+    """An exception as words for a task's record."""
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    text = str(error)
+    return text if isinstance(error, RemoteGPUError) and text else f"{type(error).__name__}: {text}"

@@ -1,0 +1,155 @@
+"""From a task to what is started: argument vector, environment, working directory."""
+
+import os
+import shutil
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+from agent_core.clock import Instant
+from agent_core.errors import NeverRan
+from agent_core.lifecycle import Status
+from agent_core.models import Launch, Task
+
+BASH = "/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh"
+SHEBANG_LIMIT = 255  # bytes of a #! line that the kernel reads
+
+
+def new_start_id() -> str:
+    return uuid.uuid4().hex
+
+
+def build(task: Task, runs_dir: Path, *, start_id: str, stored_at: Instant | None = None) -> Launch:
+    """The Launch of the task's next start (or of the stored one, to find it again).
+
+    Touches nothing; only looks whether a python or script command is a file. Raises NeverRan for
+    a description that nothing could start.
+    """
+    scratch = str(runs_dir / start_id)
+    cwd = task.workdir or scratch
+    if not os.path.isabs(cwd):
+        raise NeverRan(f"the working directory {cwd!r} is not an absolute path; give it in full")
+    _refuse_nul(task)
+    argv, script = _argv(task, cwd, str(runs_dir / f"{start_id}.script"))
+    progress = str(runs_dir / f"{start_id}.progress")
+    env = {
+        **task.env,
+        "REMOTEGPU_TASK_ID": task.id,
+        "REMOTEGPU_ATTEMPT_ID": task.attempt_id,
+        "REMOTEGPU_RUN_NO": str(task.run_no + 1),
+        "REMOTEGPU_START_ID": start_id,
+        "REMOTEGPU_SCRATCH": scratch,
+        "REMOTEGPU_PROGRESS": progress,
+    }
+    return Launch(
+        start_id=start_id,
+        key=task.key,
+        run_no=task.run_no + 1,
+        argv=argv,
+        text=" ".join((task.command, *task.args)),
+        env=env,
+        cwd=cwd,
+        scratch=scratch,
+        progress=progress,
+        script=script,
+        timeout=task.timeout,
+        stored_at=stored_at,
+        handle=task.handle,
+    )
+
+
+def recall(task: Task, runs_dir: Path) -> Launch:
+    """The Launch of a start that was stored, for `reattach`.
+
+    Its argv is empty where the files that it was made of are gone: they are not needed any more.
+    """
+    try:
+        launch = build(task, runs_dir, start_id=task.start_id, stored_at=task.assigned_at)
+    except NeverRan:
+        bare = replace(task, type="shell", command=task.command or ":", workdir="", args=(), env={})
+        launch = build(bare, runs_dir, start_id=task.start_id, stored_at=task.assigned_at)
+        launch = replace(launch, argv=())
+    return launch if task.status is Status.ASSIGNED else replace(launch, run_no=task.run_no)
+
+
+def _argv(task: Task, cwd: str, script_path: str) -> tuple[tuple[str, ...], tuple[str, str] | None]:
+    """The argument vector, and the script that must be written first."""
+    command = task.command
+    if task.args or task.exec:
+        return (command, *task.args), None
+    if task.type == "python":
+        if _is_file(command, cwd):
+            return ("python3", command), None
+        return ("python3", "-c", command), None
+    if task.type == "script":
+        if _is_file(command, cwd):
+            path = os.path.join(cwd, command)
+            return (*_interpreter(_first_line(path)), path), None
+        return (*_interpreter(command), script_path), (script_path, command)
+    return (BASH, "-c", command), None
+
+
+def _interpreter(text: str) -> tuple[str, ...]:
+    """What a script's #! line names, read as the kernel reads it; bash where there is none."""
+    if not text.startswith("#!"):
+        return (BASH,)
+    words = text.split("\n", 1)[0][2:].strip().split(None, 1)
+    return tuple(words) or (BASH,)
+
+
+def _first_line(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return file.readline(SHEBANG_LIMIT).decode("utf-8", "surrogateescape")
+    except OSError as error:
+        raise NeverRan(f"the script {path} cannot be read: {error.strerror}") from error
+
+
+def _is_file(command: str, cwd: str) -> bool:
+    if "\n" in command:
+        return False
+    try:
+        return os.path.isfile(os.path.join(cwd, command))
+    except (OSError, ValueError):
+        return False
+
+
+def _refuse_nul(task: Task) -> None:
+    """What exec cannot carry is told now, in words, instead of as an error of the executor."""
+    if not task.command:
+        raise NeverRan("the command is empty")
+    texts = [task.command, *task.args, *task.env.values(), *task.env, task.workdir]
+    if any("\0" in text for text in texts):
+        raise NeverRan("command, arguments, environment and workdir cannot hold a NUL character")
+    for name in task.env:
+        if not name or "=" in name:
+            raise NeverRan(f"the environment name {name!r} is empty or holds '='; rename it")
+
+
+def make_room(launch: Launch) -> None:
+    """Make the run's private directory and its script. Raises OSError."""
+    os.makedirs(launch.scratch, mode=0o700, exist_ok=True)
+    if launch.script:
+        path, text = launch.script
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o700)
+        with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text)
+
+
+def clear_room(launch: Launch) -> bool:
+    """Remove what `make_room` made. False if the task left something in its directory."""
+    for path in (launch.progress, launch.script[0] if launch.script else ""):
+        if path:
+            Path(path).unlink(missing_ok=True)
+    try:
+        os.rmdir(launch.scratch)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def clear_full_room(launch: Launch) -> None:
+    """Remove the private directory with all that the task left in it; may take a while."""
+    shutil.rmtree(launch.scratch, ignore_errors=True)

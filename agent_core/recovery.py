@@ -1,0 +1,50 @@
+"""After a restart: every stored task to its true state, none of them run twice."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from agent_core.backoff import Backoff
+from agent_core.hooks import Caller, reason_of
+from agent_core.lifecycle import HELD, Status
+from agent_core.log import get
+from agent_core.models import Key, Launch, Lost, NeverStarted, Task
+from agent_core.protocols import Execution, Store
+
+PAGE = 1000  # tasks read at a time
+
+Found = tuple[str, Execution | NeverStarted | Lost]
+
+
+async def unfinished(store: Store) -> AsyncIterator[Task]:
+    """Every task that the agent left without an end, oldest first.
+
+    Pending ones wait again; any other had a start, so it gets a slot and `find_run`.
+    """
+    after: Key | None = None
+    while page := await store.tasks(HELD, limit=PAGE, after=after):
+        after = page[-1].key
+        for task in page:
+            yield task
+
+
+async def find_run(
+    hooks: Caller, task: Task, launch: Launch, leaving: "asyncio.Future[None]"
+) -> Found | None:
+    """What became of a stored start, by the word of its executor; asked until it is known.
+
+    An executor that cannot tell now is asked again: only its own `Lost` is lost. None: the agent
+    leaves before it was known.
+    """
+    running = task.status is not Status.ASSIGNED
+    backoff = Backoff()
+    while not leaving.done():
+        try:
+            name, found = await hooks.reattach(task.executor, launch, running=running)
+        except Exception as error:
+            get("recovery").warning("a run cannot be found now", why=reason_of(error))
+            await asyncio.wait({leaving}, timeout=backoff.next())
+            continue
+        if isinstance(found, NeverStarted) and running:
+            found = Lost(reason="its executor knows nothing of this run")
+        return name, found
+    return None

@@ -1,0 +1,295 @@
+"""One run, from its slot to its stored end: start, timeout, grace, and the reason it ended for."""
+
+import asyncio
+import signal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from agent_core import endings, progress
+from agent_core import launch as launching
+from agent_core.api.wire import Code
+from agent_core.backoff import Backoff
+from agent_core.clock import Clock, Instant
+from agent_core.endings import Stop
+from agent_core.errors import Conflict, NeverRan, StoreError
+from agent_core.hooks import Caller, reason_of
+from agent_core.leases import Leases
+from agent_core.lifecycle import FINAL, Move, Status
+from agent_core.log import get
+from agent_core.models import Launch, Lost, NeverStarted, Outcome, Progress, Reason, Task
+from agent_core.moves import Moves
+from agent_core.protocols import Execution
+from agent_core.recovery import find_run
+
+LONGEST_WAIT = 60.0  # seconds; then the timeout is looked at again, for machines that slept
+KILL_AGAIN = 5.0  # seconds between two KILLs to a tree that does not end
+PROGRESS_AGE = 1.0  # seconds for which a progress that was read is good enough
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bench:
+    """What every run of one agent works with."""
+
+    hooks: Caller
+    moves: Moves
+    clock: Clock
+    leases: Leases
+    runs_dir: Path
+
+
+class Runner:
+    """Brings one task from its slot to its end, or back to waiting.
+
+    `task` is always as stored. `run` returns when there is nothing more to do for this slot.
+    """
+
+    def __init__(self, bench: Bench, task: Task) -> None:
+        self.task = task
+        self._bench = bench
+        self._log = get("runner")
+        self._stop: Stop | None = None
+        loop = asyncio.get_running_loop()  # futures: an event's wait would cost a task a run
+        self._left: asyncio.Future[None] = loop.create_future()  # the agent leaves
+        self._called: asyncio.Future[None] = loop.create_future()  # that, or a stop
+        self._execution: Execution | None = None
+        self._launch: Launch | None = None
+        self._told: tuple[float, Progress | None] = (float("-inf"), None)
+
+    def stop(self, stop: Stop) -> None:
+        """End the run for this reason; the first one counts."""
+        self._stop = self._stop or stop
+        _resolve(self._called)
+
+    def leave(self) -> None:
+        """The agent stops: leave a run that outlives it alone, end any other as lost."""
+        _resolve(self._left)
+        _resolve(self._called)
+
+    async def progress(self) -> Progress | None:
+        """How far the run says it is; read at most once a second. None if nothing runs."""
+        execution, launch = self._execution, self._launch
+        if execution is None or launch is None:
+            return None
+        now = self._bench.clock.boottime()
+        if now - self._told[0] >= PROGRESS_AGE:
+            told = await asyncio.to_thread(progress.read, launch.progress) or Progress()
+            if not told.message:
+                line = progress.last_line(await execution.tail("stdout", 4096))
+                told = replace(told, message=line)
+            self._told = (now, told)
+        return self._told[1]
+
+    async def run(self) -> None:
+        """A new start, or the one that was stored before the agent was restarted."""
+        if self.task.status is Status.PENDING:
+            await self._start()
+        else:
+            launch = launching.recall(self.task, self._bench.runs_dir)
+            await self._find_again(launch, why="the agent was restarted")
+
+    # --- a new start
+
+    async def _start(self) -> None:
+        """Judge once more, store the start, then begin it."""
+        now = Instant.now(self._bench.clock)
+        launch, refusal = await consider(self._bench, self.task, now)
+        if launch is None or refusal:
+            await self._make(Move.REFUSE, outcome=refusal)
+        elif not self._called.done():
+            await self._make(
+                Move.ASSIGN, start_id=launch.start_id, assigned_at=now, executor="", handle={}
+            )
+            await self._execute(launch)
+        elif self._stop:
+            await self._make(Move.CANCEL, outcome=endings.unbegun(self._stop))
+
+    async def _execute(self, launch: Launch) -> None:
+        """From a stored start to a run in progress, or to the reason why there is none."""
+        if self._called.done() or self._bench.leases.over(self.task):
+            await self._unbegun(launch)
+            return
+        try:
+            launching.make_room(launch)
+            executor, execution = await self._bench.hooks.execute(launch)
+        except NeverRan as error:
+            await self._never_ran(launch, error)
+        except OSError as error:
+            words = f"the private directory of the run cannot be made: {error}"
+            await self._never_ran(launch, NeverRan(words, passing=True))
+        except Exception as error:
+            self._log.exception("a start was not answered; looking for what became of it")
+            await self._find_again(launch, why=reason_of(error))
+        else:
+            await self._begin(launch, executor, execution)
+
+    async def _unbegun(self, launch: Launch) -> None:
+        """A start is known to have begun nothing: cancelled, or back among those that wait."""
+        await self._clear(launch)
+        if self._stop:
+            await self._make(Move.CANCEL, outcome=endings.unbegun(self._stop))
+        else:
+            await self._make(Move.UNASSIGN)
+
+    async def _never_ran(self, launch: Launch, error: NeverRan) -> None:
+        await self._clear(launch)
+        if self._stop:
+            await self._make(Move.CANCEL, outcome=endings.unbegun(self._stop))
+        elif error.passing and self.task.retry_count < self.task.max_retries:
+            self._log.warning("a start did not come about, trying again later", why=str(error))
+            await self._make(Move.POSTPONE, **self._next_try())
+        else:
+            await self._make(Move.NEVER_RAN, outcome=endings.never_ran(error))
+
+    async def _begin(self, launch: Launch, executor: str, execution: Execution) -> None:
+        self._launch, self._execution = launch, execution
+        await self._make(
+            Move.BEGIN,
+            run_no=launch.run_no,
+            started_at=execution.started_at or Instant.now(self._bench.clock),
+            executor=executor,
+            handle=dict(execution.handle),
+        )
+        await self._follow(launch, execution)
+
+    # --- a start whose answer is missing: after a restart, or because its executor failed
+
+    async def _find_again(self, launch: Launch, *, why: str) -> None:
+        """Go on from whatever became of it."""
+        answer = await find_run(self._bench.hooks, self.task, launch, self._left)
+        if answer is None:
+            return
+        executor, found = answer
+        if isinstance(found, NeverStarted):
+            await self._unbegun(launch)
+        elif isinstance(found, Lost):
+            await self._lost(launch, f"{why}: {found.reason}")
+        elif self.task.status is Status.ASSIGNED:
+            self._log.info("found a start that had begun", executor=executor)
+            await self._begin(launch, executor, found)
+        else:
+            self._log.info("found a run again", executor=executor)
+            self._launch, self._execution = launch, found
+            await self._follow(launch, found)
+
+    async def _lost(self, launch: Launch, why: str) -> None:
+        """It may have run, so it counts as a run; how it ended is never guessed."""
+        if self.task.status is Status.ASSIGNED:
+            await self._make(Move.BEGIN, run_no=launch.run_no, started_at=self.task.assigned_at)
+        await self._end(endings.lost(why, self._bench.clock.wall()))
+        await self._clear(launch)
+
+    # --- while it runs
+
+    async def _follow(self, launch: Launch, execution: Execution) -> None:
+        """From a run in progress to its stored end; or leave it, if it outlives the agent."""
+        waiter = asyncio.create_task(execution.wait(), name=f"run {self.task.id}")
+        try:
+            outcome = await self._outcome(execution, waiter)
+        except Exception as error:
+            self._log.exception("an executor lost sight of a run; asking it again")
+            await self._find_again(launch, why=reason_of(error))
+            return
+        finally:
+            if not waiter.done():
+                waiter.cancel()
+                await asyncio.wait({waiter})
+        if outcome:
+            await self._end(outcome)
+            await execution.forget()
+            await self._clear(launch)
+
+    async def _outcome(
+        self, execution: Execution, waiter: "asyncio.Task[Outcome]"
+    ) -> Outcome | None:
+        """How it ended, with the reason if that was ours. None: it goes on without this agent."""
+        stop = await self._ended_or_stopped(waiter)
+        if stop is None and not waiter.done():
+            if execution.survives:
+                return None
+            stop = endings.agent_left()
+        if stop is None or waiter.done():
+            return waiter.result()  # its own end was seen first, so that counts
+        if not await execution.signal(signal.SIGTERM):
+            return await waiter
+        self._log.info("ending a run", why=stop.words)
+        await asyncio.wait({waiter}, timeout=execution.grace)
+        while not waiter.done():
+            await execution.signal(signal.SIGKILL)
+            await asyncio.wait({waiter}, timeout=KILL_AGAIN)
+        return endings.stopped(waiter.result(), stop)
+
+    async def _ended_or_stopped(self, waiter: "asyncio.Task[Outcome]") -> Stop | None:
+        """Wait for the run's end (None), a stop, its timeout, or the agent's leaving (None)."""
+        ends: set[asyncio.Future[Any]] = {waiter, self._called}
+        while not waiter.done() and not self._called.done():
+            assert self.task.started_at is not None, "a run that is followed has begun"
+            left = self.task.timeout - self.task.started_at.age(self._bench.clock)
+            if left <= 0:
+                return endings.timed_out(self.task.timeout)
+            await asyncio.wait(
+                ends, timeout=min(left, LONGEST_WAIT), return_when=asyncio.FIRST_COMPLETED
+            )
+        return self._stop
+
+    # --- its end
+
+    async def _end(self, outcome: Outcome) -> None:
+        outcome = replace(outcome, ended_at=outcome.ended_at or self._bench.clock.wall())
+        if outcome.reason is Reason.CANCELLED:
+            await self._make(Move.CANCEL, outcome=outcome)
+        elif outcome.success:
+            await self._make(Move.COMPLETE, outcome=outcome)
+        elif self.task.retry_count < self.task.max_retries:
+            await self._make(Move.RETRY, outcome=outcome, **self._next_try())
+        else:
+            await self._make(Move.FAIL, outcome=outcome)
+
+    def _next_try(self) -> dict[str, Any]:
+        return {
+            "due_at": self._bench.clock.wall() + self.task.retry_delay,
+            "retry_count": self.task.retry_count + 1,
+        }
+
+    async def _make(self, move: Move, *, outcome: Outcome | None = None, **changes: Any) -> None:
+        """Make a move; a store that cannot keep it now (a full disk) is asked until it can.
+
+        Raises Conflict if somebody else moved the task.
+        """
+        backoff = Backoff()
+        while True:
+            try:
+                self.task = await self._bench.moves.make(
+                    self.task, move, outcome=outcome, **changes
+                )
+                break
+            except Conflict:
+                raise
+            except StoreError as error:
+                self._log.error("a task's state cannot be saved, trying again", why=str(error))
+                await self._bench.clock.sleep(backoff.next())
+        if self.task.status in FINAL:
+            self._log.info(self.task.status.value, why=outcome.error if outcome else "")
+
+    @staticmethod
+    async def _clear(launch: Launch) -> None:
+        if not launching.clear_room(launch):
+            await asyncio.to_thread(launching.clear_full_room, launch)
+
+
+async def consider(bench: Bench, task: Task, now: Instant) -> tuple[Launch | None, Outcome | None]:
+    """The launch that the task's next start would have, and the outcome if it may not run."""
+    if task.unreadable:
+        return None, endings.refused(Code.INVALID, task.unreadable)
+    start_id = launching.new_start_id()
+    try:
+        launch = launching.build(task, bench.runs_dir, start_id=start_id, stored_at=now)
+    except NeverRan as error:
+        return None, endings.never_ran(error)
+    verdict = await bench.hooks.validate(task, launch)
+    return launch, None if verdict.allowed else endings.refused(Code.POLICY, verdict.reason)
+
+
+def _resolve(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,282 @@
+"""The loop that gives each free slot the task whose turn it is."""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from agent_core import endings, recovery
+from agent_core.clock import Instant
+from agent_core.endings import Stop
+from agent_core.errors import Conflict, StoreError
+from agent_core.lifecycle import FINAL, Move, Status
+from agent_core.log import about, get
+from agent_core.models import Key, Lease, Outcome, Reason, Task
+from agent_core.protocols import Held, Scheduler, Store
+from agent_core.runner import Bench, Runner, consider
+from agent_core.signals import Signal
+
+WINDOW = 1000  # tasks that wait in memory; the rest waits in the store
+LOOK_AGAIN = 30.0  # seconds at most until a due time is compared with the clock again
+
+
+class Worker:
+    """Knows what waits, what runs and how many slots are free. The store knows the truth."""
+
+    def __init__(self, bench: Bench, store: Store, scheduler: Scheduler, max_workers: int) -> None:
+        self._bench = bench
+        self._store = store
+        self._scheduler = scheduler
+        self._max_workers = max_workers
+        self._log = get("worker")
+        self._held: dict[Key, Task] = {}  # every task in memory that is not final
+        self._waiting: set[Key] = set()  # those of them that the scheduler has
+        self._parked: set[Key] = set()  # whose turn came when their lease was over
+        self._runners: dict[Key, Runner] = {}
+        self._background: set[asyncio.Task[None]] = set()
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._wake = asyncio.Event()
+        self.changed = Signal()  # there may be more room than there was
+        self._more_stored = True  # the store may have waiting tasks that memory has not
+        self._next_due: float | None = None
+        self._leaving = False
+
+    # --- what others ask
+
+    @property
+    def room(self) -> int:
+        """Tasks that may be claimed now: the free slots and two to have ready, minus what waits."""
+        if self._leaving or len(self._held) >= WINDOW:
+            return 0
+        free = max(0, self._max_workers - len(self._runners))
+        return max(0, free + 2 - len(self._waiting) - len(self._parked))
+
+    def held(self, source: str) -> list[Held]:
+        """The attempts of one source that are not final, each as it stands now."""
+        now = (
+            self._runners[key].task if key in self._runners else task
+            for key, task in self._held.items()
+        )
+        return [
+            _as_held(task, self._bench.leases.of(task)) for task in now if task.source == source
+        ]
+
+    def runner(self, key: Key) -> Runner | None:
+        return self._runners.get(key)
+
+    # --- what comes in
+
+    async def recover(self) -> None:
+        """Take up every stored task without an end: those that had a start get a slot at once."""
+        async for task in recovery.unfinished(self._store):
+            if task.status is not Status.PENDING:
+                self._start(task)
+            elif task.source:
+                self._held[task.key] = task
+        await self._feed()
+
+    async def admit(self, tasks: Iterable[Task]) -> None:
+        """New tasks, stored already: refuse what may not run here, let the rest wait."""
+        for task in tasks:
+            self._held[task.key] = task
+            try:
+                _, refusal = await consider(self._bench, task, Instant.now(self._bench.clock))
+                if refusal:
+                    await self._end(task, Move.REFUSE, refusal)
+                    continue
+            except StoreError as error:
+                # It is judged again before it starts, so nothing is lost by letting it wait.
+                self._log.error("a refusal cannot be saved now", task=task.id, why=str(error))
+            if task.key in self._held:
+                self._wait(task)
+        self._wake.set()
+
+    async def cancel(self, key: Key, *, code: int, reason: str) -> bool:
+        """End a task wherever it stands. False if it is final or unknown."""
+        stop = Stop(reason=Reason.CANCELLED, code=code, words=reason)
+        if runner := self._runners.get(key):
+            runner.stop(stop)
+            return True
+        task = self._held.get(key) or await self._store.get(key)
+        if task is None or task.status in FINAL:
+            return False
+        await self._end(task, Move.CANCEL, endings.unbegun(stop))
+        return True
+
+    def renewed(self, key: Key, lease: Lease) -> None:
+        """The attempt is ours for longer; if it waited for that, it waits for a slot again."""
+        task = self._held.get(key)
+        if task is None:
+            return
+        self._bench.leases.renew(key, lease)
+        if key in self._parked:
+            self._parked.discard(key)
+            self._wait(task)
+            self._wake.set()
+
+    # --- the loop
+
+    async def run(self) -> None:
+        """Start what may start, whenever something has changed. Ends only by an error."""
+        while True:
+            self._wake.clear()
+            await self._feed()
+            self._fill()
+            wake = asyncio.ensure_future(self._wake.wait())
+            events: set[asyncio.Future[Any]] = {wake, self._failed}
+            try:
+                await asyncio.wait(
+                    events,
+                    timeout=self._until_due(),
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+            finally:
+                wake.cancel()
+            if self._failed.done():
+                self._failed.result()
+
+    async def _feed(self) -> None:
+        """Bring waiting tasks whose time has come from the store into memory, most urgent first."""
+        now = self._bench.clock.wall()
+        if self._next_due is not None and self._next_due <= now:
+            self._more_stored = True
+        space = WINDOW - len(self._waiting)
+        if not self._more_stored or space <= 0 or self._leaving:
+            return
+        try:
+            known = self._waiting | self._parked | self._runners.keys()
+            tasks = await self._store.due(now, limit=space, skip=known)
+            self._next_due = await self._store.next_due(now)
+        except StoreError as error:
+            self._log.error("waiting tasks cannot be read, trying again", why=str(error))
+            self._next_due = now + LOOK_AGAIN
+            return
+        self._more_stored = len(tasks) == space
+        for task in tasks:
+            self._held.setdefault(task.key, task)
+            self._wait(task)
+
+    def _until_due(self) -> float | None:
+        if self._next_due is None:
+            return None
+        return min(max(self._next_due - self._bench.clock.wall(), 0.05), LOOK_AGAIN)
+
+    def _fill(self) -> None:
+        """Give every free slot a task, if there is one that may begin."""
+        while not self._leaving and self._waiting:
+            free = self._max_workers - len(self._runners)
+            running = [runner.task for runner in self._runners.values()]
+            plan = self._scheduler.next(running, free) if free > 0 else None
+            if plan is None or not plan.start:
+                break
+            for planned in plan.start:
+                self._unwait(planned.key)
+                task = self._held.get(planned.key)
+                if task is None:
+                    continue
+                if self._bench.leases.over(task):
+                    self._log.info("its lease is over, waiting for a renewal", task=task.id)
+                    self._parked.add(task.key)
+                else:
+                    self._start(task)
+        if self.room:
+            self.changed.send()
+
+    def _start(self, task: Task) -> None:
+        self._held[task.key] = task
+        runner = Runner(self._bench, task)
+        self._runners[task.key] = runner
+        job = asyncio.create_task(self._drive(runner), name=f"runner {task.id}")
+        self._background.add(job)
+        job.add_done_callback(self._driven)
+
+    async def _drive(self, runner: Runner) -> None:
+        key = runner.task.key
+        with about(task=key.task_id, attempt=key.attempt_id):
+            try:
+                await runner.run()
+            except Conflict as error:
+                self._log.warning("somebody else was first; reading the task again", why=str(error))
+                runner.task = await self._store.get(key) or runner.task
+        self._runners.pop(key, None)
+        if runner.task.status in FINAL:
+            self._forget(key)
+        else:
+            self._held[key] = runner.task
+            self._again(runner.task)
+        self._wake.set()
+
+    def _forget(self, key: Key) -> None:
+        self._held.pop(key, None)
+        self._bench.leases.drop(key)
+
+    def _again(self, task: Task) -> None:
+        """It is back among those that wait, at once or from its due time on."""
+        if self._leaving or task.status is not Status.PENDING:
+            return  # left to itself while the agent leaves
+        if task.due_at <= self._bench.clock.wall():
+            self._wait(task)
+        elif self._next_due is None or task.due_at < self._next_due:
+            self._next_due = task.due_at
+
+    def _driven(self, job: asyncio.Task[None]) -> None:
+        self._background.discard(job)
+        if not job.cancelled() and (error := job.exception()) and not self._failed.done():
+            self._failed.set_exception(error)
+
+    def _wait(self, task: Task) -> None:
+        if task.key in self._runners:
+            return
+        if len(self._waiting) >= WINDOW:
+            self._more_stored = True
+            return
+        self._waiting.add(task.key)
+        self._scheduler.add(task)
+
+    def _unwait(self, key: Key) -> None:
+        self._waiting.discard(key)
+        self._parked.discard(key)
+        self._scheduler.remove(key)
+
+    async def _end(self, task: Task, move: Move, outcome: Outcome) -> None:
+        """Bring a task that waits to its end."""
+        self._unwait(task.key)
+        try:
+            await self._bench.moves.make(task, move, outcome=outcome)
+        except StoreError:
+            self._more_stored = True  # it is still pending in the store: take it up from there
+            raise
+        self._forget(task.key)
+        self.changed.send()
+
+    # --- leaving
+
+    async def leave(self) -> None:
+        """Start nothing more; returns when every run has been left alone or brought to its end."""
+        self._leaving = True
+        self._wake.set()
+        for runner in self._runners.values():
+            runner.leave()
+        while self._background:
+            await asyncio.wait(set(self._background))
+
+    async def give_back(self) -> None:
+        """Release what a source gave us and no run of which ever began."""
+        for task in list(self._held.values()):
+            if task.status is Status.PENDING and task.source and not task.run_no:
+                await self._end(task, Move.RELEASE, endings.released())
+
+    def abandon(self) -> None:
+        """Leave at once: nothing more is written; recovery takes it up from the store."""
+        for job in self._background:
+            job.cancel()
+
+
+def _as_held(task: Task, lease: Lease | None) -> Held:
+    return Held(
+        key=task.key,
+        source=task.source,
+        status=task.status,
+        begun=task.run_no > 0 or task.status not in (Status.PENDING, Status.ASSIGNED),
+        lease=lease,
+        timeout=task.timeout,
+    )
