@@ -50,13 +50,15 @@ __version__ = "0.1.0"
 _SECTIONS = frozenset({"Duration", "SecretText", "Section", "Text"})
 
 
-def __getattr__(name: str) -> Any:
-    """What settings are made of, only once asked for: client commands start without pydantic."""
-    if name in _SECTIONS:
-        from agent_core import sections  # noqa: PLC0415
+if not TYPE_CHECKING:  # a type checker must go on refusing names that are not here
 
-        return getattr(sections, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        """What settings are made of, once asked for: client commands start without pydantic."""
+        if name in _SECTIONS:
+            from agent_core import sections  # noqa: PLC0415
+
+            return getattr(sections, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = [
