@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent_core.api import wire
 from agent_core.api.wire import Answer, Code, Json
+from agent_core.backoff import Backoff
 from agent_core.clock import Clock, Instant
 from agent_core.errors import (
     Conflict,
@@ -67,6 +68,7 @@ __all__ = [
     "HELD",
     "AgentHandle",
     "Answer",
+    "Backoff",
     "Claim",
     "Clock",
     "Code",
