@@ -27,11 +27,16 @@ def agent(file: Path | None, as_json: bool) -> None:
     The first SIGTERM or Ctrl-C stops it gently, a second one at once; running tasks go on in both
     cases, and the next agent takes them over. With --json it logs in JSON.
     """
-    from agent_core.agent import Agent  # noqa: PLC0415  # `agent --help` needs none of it
+    from agent_core import log  # noqa: PLC0415  # `agent --help` needs none of it
+    from agent_core.agent import Agent  # noqa: PLC0415
+    from agent_core.sections import LogSection  # noqa: PLC0415
     from agent_core.settings import load  # noqa: PLC0415
 
     environ = dict(os.environ)
     if as_json:
         environ["REMOTEGPU_LOG__FORMAT"] = "json"
-    code = asyncio.run(Agent(load(file, environ)).run())
-    raise click.exceptions.Exit(code)
+    loaded = load(file, environ)
+    log.configure(loaded.section("log", LogSection))
+    for warning in loaded.warnings:
+        log.get("settings").warning(warning)
+    raise click.exceptions.Exit(asyncio.run(Agent(loaded).run()))

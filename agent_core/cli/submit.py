@@ -1,5 +1,6 @@
 """`submit`: what a person means to run, made into a task."""
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,6 +100,7 @@ def submit(ctx: click.Context, /, **given: Any) -> None:
     """
     fields = _what(ctx.meta.get(DIRECT), given["file"], given["text"], given["kind"])
     fields |= _how(given)
+    _check_text(fields)
     as_json, waits = given["as_json"], given["wait"]
     if not waits:
         with connect(as_json=as_json) as client:
@@ -155,7 +157,7 @@ def _read(file: str) -> str:
 
 
 def _checked(text: str, kind: str, form: str) -> dict[str, Json]:
-    size = len(text.encode("utf-8", "surrogateescape"))
+    size = len(text.encode("utf-8", "replace"))
     limit = USER_BODY_LIMIT if kind == "script" else ARGUMENT_LIMIT
     if not text.strip():
         raise click.UsageError(f"{form} is empty: there is nothing to run")
@@ -165,6 +167,14 @@ def _checked(text: str, kind: str, form: str) -> dict[str, Json]:
         way = "" if kind == "script" else "; with --type script and a #! line it may be 1 MiB long"
         raise click.UsageError(f"{form} is longer than {limit} bytes{way}")
     return {"command": text, "type": kind}
+
+
+def _check_text(fields: dict[str, Json]) -> None:
+    """Arguments may hold any bytes; JSON holds text."""
+    try:
+        json.dumps(fields, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise click.UsageError("an argument or option is no UTF-8 text") from None
 
 
 def _how(given: dict[str, Any]) -> dict[str, Json]:
