@@ -1,0 +1,92 @@
+"""Keeping the attempts that this agent holds: renewing their leases, ending what is lost."""
+
+import asyncio
+from typing import Any
+from urllib.parse import quote
+
+from agent_core import AgentHandle, Backoff, Clock, Code, Held, Key, Lease, Unreachable
+from agent_core_plugins.server_client.contact import Contact, seconds
+from agent_core_plugins.server_client.http import Reply
+
+AT_ONCE = 8  # calls of one kind in flight
+_WORDS = {
+    Code.ATTEMPT_LOST: "attempt lost: the server granted this task anew",
+    Code.NO_SUCH_TASK: "attempt lost: the server knows no such task any more",
+    Code.TASK_FINAL: "cancelled on the server",
+}
+
+
+def task_path(key: Key, verb: str) -> str:
+    return f"tasks/{quote(key.task_id, safe='')}/{verb}"
+
+
+class Leases:
+    """The renew loop, and what an answer about an attempt means for its run."""
+
+    def __init__(self, contact: Contact, *, source: str, clock: Clock, log: Any) -> None:
+        self._contact = contact
+        self._source = source
+        self._clock = clock
+        self._log = log
+        self._told: set[Key] = set()  # attempts that the agent was told to end
+
+    async def keep(self, agent: AgentHandle, interval: float) -> None:
+        """Renew everything held, at once and then at every third of a lease or sooner."""
+        backoff = Backoff()
+        while True:
+            try:
+                await self.renew_all(agent)
+                backoff.reset()
+                delay = min(interval, self._contact.lease_sec / 3)
+            except Unreachable as error:
+                delay = backoff.next(error.retry_after)
+            await self._clock.sleep(delay)
+
+    async def renew_all(self, agent: AgentHandle) -> None:
+        """One round. Raises Unreachable if any of it got no answer."""
+        held = agent.held(self._source)
+        self._told &= {each.key for each in held}
+        wanted = [each for each in held if each.key not in self._told and self._renewable(each)]
+        gate = asyncio.Semaphore(AT_ONCE)
+
+        async def renew(each: Held) -> None:
+            async with gate:
+                await self.renew(agent, each.key)
+
+        results = await asyncio.gather(*map(renew, wanted), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    async def renew(self, agent: AgentHandle, key: Key) -> int:
+        """Renew one attempt and act on the answer; returns its code. Raises Unreachable."""
+        reply = await self._contact.call(
+            task_path(key, "lease/renew"),
+            attempt_id=key.attempt_id,
+            extend_sec=int(self._contact.lease_sec),
+        )
+        if reply.code == Code.OK:
+            data = reply.data if isinstance(reply.data, dict) else {}
+            duration = seconds(data.get("lease_sec"), self._contact.lease_sec)
+            # From the moment of sending: the server's clock may differ, its answer may dawdle.
+            agent.renewed(key, Lease(until=reply.sent.plus(duration)))
+            return reply.code
+        await self.heed(agent, key, reply)
+        if reply.code == Code.NO_ROUTE:
+            raise Unreachable(f"renew answered {reply.message}")
+        return reply.code
+
+    async def heed(self, agent: AgentHandle, key: Key, reply: Reply) -> None:
+        """End a run whose attempt the server does not grant any more."""
+        try:
+            words = _WORDS[Code(reply.code)]
+        except (KeyError, ValueError):
+            return
+        if key not in self._told:
+            self._told.add(key)
+            self._log.warning("stopping an attempt", task=key.task_id, reason=words)
+            await agent.cancel(key, code=reply.code, reason=words)
+
+    def _renewable(self, held: Held) -> bool:
+        # A server without our extensions refuses to renew what it has not seen begin.
+        return held.begun or self._contact.capabilities is not None
