@@ -1,20 +1,15 @@
 """Settings: dynaconf lays the sources over each other, pydantic validates; nobody else loads."""
 
 import difflib
-import json
 import os
 import re
-import tomllib
-import types
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from dynaconf import Dynaconf
-from dynaconf.loaders.base import SourceMetadata
+from dynaconf.base import Settings as Layers
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, to_json
@@ -35,6 +30,7 @@ from agent_core.sections import (
     Text,
 )
 from agent_core.sources import Source
+from agent_core.values import Written, right
 
 __all__ = [
     "AgentSection",
@@ -47,13 +43,18 @@ __all__ = [
     "Section",
     "ShutdownSection",
     "Text",
+    "known_tables",
     "load",
     "nearest",
 ]
 
 COMMANDS_GROUP = "agent_core.commands"
+Table = Mapping[str, "Written | Table"]  # a key, or a table in the table
 S = TypeVar("S", bound=Section)
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_KEY = re.compile(r"(?!dynaconf)[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_SECRET_KEY = re.compile(r"token|password|secret", re.IGNORECASE)
+_ROOT = "REMOTEGPU"  # in dynaconf's namespace, apart from its own settings
+_MOST_ERRORS = 10  # told at once
 
 
 def load(file: Path | None = None, environ: Mapping[str, str] = os.environ) -> "Loaded":
@@ -66,7 +67,7 @@ def load(file: Path | None = None, environ: Mapping[str, str] = os.environ) -> "
     for source in found.layers:
         for table, keys in source.tables.items():
             _check_names(source, table, keys, known)
-    return Loaded(tables=_merge(found.layers), layers=found.layers, warnings=found.warnings)
+    return Loaded(tables=_merge(found.layers), warnings=found.warnings)
 
 
 def known_tables() -> frozenset[str]:
@@ -91,142 +92,94 @@ def _check_names(
             "mend its name, or install the plugin that it is meant for"
         )
     for key in keys:
-        if not _NAME.fullmatch(key) or key.startswith("dynaconf"):
+        if not _KEY.fullmatch(key):
             raise SettingsError(f"{source.place(table, key)}: [{table}] has no key {key!r}")
 
 
-def _merge(layers: Iterable[Source]) -> Mapping[str, Mapping[str, Any]]:
-    """Tables merge and lists replace, the later layer wins. Values stay as they were written."""
-    merged = Dynaconf(
-        settings_files=[], core_loaders=[], loaders=[], environments=False, load_dotenv=False
+def _merge(layers: Iterable[Source]) -> Mapping[str, Table]:
+    """Tables merge and lists replace; the later layer wins."""
+    # Without its loaders dynaconf reads neither its own variables (AUTO_CAST_FOR_DYNACONF and
+    # others would change what follows) nor runs a dynaconf_hooks.py that lies beside a file.
+    merged = Layers(
+        dynaconf_skip_loaders=True, dynaconf_skip_validators=True, DOTTED_LOOKUP_FOR_DYNACONF=True
     )
-    # After the start, or a variable AUTO_CAST_FOR_DYNACONF would win: "@json 1" is a fine token.
-    merged.set("AUTO_CAST_FOR_DYNACONF", False)
-    tables: set[str] = set()
     for layer in layers:
-        where = SourceMetadata("file" if layer.from_file else "environment", layer.name)
         for table, keys in layer.tables.items():
-            tables.add(table)
             for key, value in keys.items():
-                merged.set(f"{table}.{key}", value, loader_identifier=where)
-    everything = merged.as_dict()
-    return {table: everything.get(table.upper(), {}) for table in tables}
+                for path, leaf in _leaves(key, value):
+                    written = Written(value=leaf, source=layer, table=table, key=key)
+                    merged.set(f"{_ROOT}.{table}.{path}", written)
+    return cast("Mapping[str, Table]", merged.as_dict().get(_ROOT, {}))
+
+
+def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """A table in a table, key by key; one whose keys are no names is a value of its own."""
+    if isinstance(value, dict) and value and all(_KEY.fullmatch(key) for key in value):
+        for key, inner in value.items():
+            yield from _leaves(f"{path}.{key}", inner)
+    else:
+        yield path, value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loaded:
     """What all sources say together; a table is validated when somebody asks for it."""
 
-    tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
-    layers: tuple[Source, ...] = field(default=(), repr=False)
+    tables: Mapping[str, Table] = field(default_factory=dict, repr=False)
     warnings: tuple[str, ...] = ()  # to be logged once there is a log
 
     def section(self, name: str, model: type[S]) -> S:
         """That table as its model. Raises SettingsError naming source, key and what is right."""
         values = {}
-        for key, value in self.tables.get(name, {}).items():
+        for key, found in self.tables.get(name, {}).items():
             if key not in model.model_fields:
-                raise SettingsError(self._unknown_key(name, key, model))
-            layer = self._layer(name, key)
-            values[key] = _plain(value, model.model_fields[key], layer, name, key)
+                raise SettingsError(_unknown_key(_first(found), model))
+            values[key] = _plain(found, model.model_fields[key])
         try:
             return model.model_validate_json(to_json(values, fallback=str), strict=True)
         except ValidationError as error:
-            lines = [self._wrong(name, detail, model) for detail in error.errors()[:10]]
+            lines = [self._wrong(name, detail) for detail in error.errors()[:_MOST_ERRORS]]
             raise SettingsError("\n".join(lines)) from None
 
     def source(self, dotted_key: str) -> str:
         """`default`, the path of a file, or `environment REMOTEGPU_…`."""
-        layer = self._layer(*dotted_key.split(".", 1))
-        return layer.name if layer else "default"
+        table, _, key = dotted_key.partition(".")
+        found = self.tables.get(table, {}).get(key.partition(".")[0])
+        return _first(found).source.name if found is not None else "default"
 
-    def _layer(self, table: str, key: str = "") -> Source | None:
-        for layer in reversed(self.layers):
-            if key in layer.tables.get(table, {}):
-                return layer
-        return None
+    def secrets(self) -> frozenset[str]:
+        """Every token and password that was set, so that a log can mask them."""
+        return frozenset(
+            found.text
+            for table in self.tables.values()
+            for key, found in table.items()
+            if isinstance(found, Written) and _SECRET_KEY.search(key)
+        )
 
-    def _place(self, table: str, key: str) -> str:
-        layer = self._layer(table, key)
-        return layer.place(table, key) if layer else f"[{table}]"
-
-    def _unknown_key(self, table: str, key: str, model: type[Section]) -> str:
-        hint = nearest(key, model.model_fields)
-        known = ", ".join(sorted(model.model_fields)) or "none"
-        return f"{self._place(table, key)}: [{table}] has no key {key}{hint}; it knows {known}"
-
-    def _wrong(self, table: str, detail: ErrorDetails, model: type[Section]) -> str:
+    def _wrong(self, table: str, detail: ErrorDetails) -> str:
         path = [str(part) for part in detail["loc"]]
-        key = path[0] if path else ""
+        found = self.tables.get(table, {}).get(path[0]) if path else None
+        written = _first(found) if found is not None else None
+        what = right(detail, from_file=written is None or written.source.from_file)
         name = f"{table}.{'.'.join(path)}" if path else f"[{table}]"
-        return f"{self._place(table, key)}: {name} {_right(detail)}"
+        return f"{written.place}: {name} {what}" if written else f"{name} {what}"
 
 
-def _right(detail: ErrorDetails) -> str:
-    """What would be right, in the words of a settings file."""
-    words = {
-        "int_type": "must be a whole number, without quotes",
-        "int_parsing": "must be a whole number",
-        "int_from_float": "must be a whole number",
-        "float_type": "must be a number, without quotes",
-        "bool_type": "must be true or false, without quotes",
-        "string_type": "must be text, in quotes",
-        "tuple_type": 'must be a list, such as ["a", "b"]',
-        "list_type": 'must be a list, such as ["a", "b"]',
-        "missing": "must be set",
-        "path_type": "must be a path, in quotes",
-    }
-    kind = detail["type"]
-    if kind in words:
-        return words[kind]
-    message = detail["msg"].removeprefix("Value error, ")
-    return message.replace("Input should be", "must be").replace("String should", "must")
+def _unknown_key(written: Written, model: type[Section]) -> str:
+    known = ", ".join(sorted(model.model_fields)) or "no key at all"
+    return (
+        f"{written.place}: [{written.table}] has no key {written.key}"
+        f"{nearest(written.key, model.model_fields)}; it knows {known}"
+    )
 
 
-def _kind(annotation: Any) -> Any:
-    """The type behind Annotated and `| None`."""
-    if typing.get_origin(annotation) is typing.Annotated:
-        return _kind(typing.get_args(annotation)[0])
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        inner = [a for a in typing.get_args(annotation) if a is not type(None)]
-        return _kind(inner[0]) if len(inner) == 1 else annotation
-    return typing.get_origin(annotation) or annotation
+def _first(found: "Written | Table") -> Written:
+    while not isinstance(found, Written):
+        found = next(iter(found.values()))
+    return found
 
 
-def _plain(value: Any, info: FieldInfo, layer: Source | None, table: str, key: str) -> Any:
-    """A value as TOML would have it: text of the environment is read by its field's type."""
-    kind = _kind(info.annotation)
-    if layer is not None and layer.from_file:
-        if kind is str and isinstance(value, bool | int | float):  # as written: 0x10, 1e5
-            return layer.written(table, key) or value
-        return value
-    if not isinstance(value, str):
-        return value
-    if kind in (tuple, list, set, frozenset, dict):
-        return _collection(value)
-    if kind in (int, float, bool):
-        return _scalar(value.strip(), kind)
-    return value
-
-
-def _scalar(text: str, kind: type) -> Any:
-    try:
-        if kind is bool:
-            words = {"true": True, "1": True, "yes": True, "on": True}
-            words |= {"false": False, "0": False, "no": False, "off": False}
-            return words.get(text.lower(), text)
-        return kind(text)
-    except ValueError:
-        return text  # the model says what would be right
-
-
-def _collection(text: str) -> Any:
-    """A TOML or JSON array or table, or words between commas."""
-    if text.lstrip().startswith(("[", "{")):
-        for read in (json.loads, lambda value: tomllib.loads(f"value = {value}")["value"]):
-            try:
-                return read(text)
-            except ValueError:
-                continue
-        return text
-    return [word.strip() for word in text.split(",") if word.strip()]
+def _plain(found: "Written | Table", info: FieldInfo) -> Any:
+    if isinstance(found, Written):
+        return found.plain(info)
+    return {key: _plain(inner, info) for key, inner in found.items()}
