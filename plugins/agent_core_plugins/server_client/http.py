@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import os
 import urllib.request
 from typing import NamedTuple
 
@@ -158,7 +159,8 @@ def _words(error: httpx.HTTPError, timeout: float) -> str:
         return f"no answer within {timeout:g} s"
     cause: BaseException | None = error
     while cause is not None:  # httpx says only that "all connection attempts failed"
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
+        if isinstance(cause, OSError) and cause.errno and cause.strerror:
+            # asyncio's own words name only the address; a resolver's numbers are negative.
+            return os.strerror(cause.errno) if cause.errno > 0 else cause.strerror
         cause = cause.__cause__ or cause.__context__
     return str(error) or type(error).__name__
