@@ -45,10 +45,12 @@ from agent_core.models import (
 from agent_core.protocols import AgentHandle, Execution, Held, PluginContext, Scheduler, Store
 
 if TYPE_CHECKING:
+    from agent_core.child import ChildExecution, never_ran, signal_name
     from agent_core.sections import Duration, SecretText, Section, Text
 
 __version__ = "0.1.0"
 _SECTIONS = frozenset({"Duration", "SecretText", "Section", "Text"})
+_CHILD = frozenset({"ChildExecution", "never_ran", "signal_name"})
 
 
 if not TYPE_CHECKING:  # a type checker must go on refusing names that are not here
@@ -59,6 +61,10 @@ if not TYPE_CHECKING:  # a type checker must go on refusing names that are not h
             from agent_core import sections  # noqa: PLC0415
 
             return getattr(sections, name)
+        if name in _CHILD:  # what executors are made of, likewise
+            from agent_core import child  # noqa: PLC0415
+
+            return getattr(child, name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -69,6 +75,7 @@ __all__ = [
     "AgentHandle",
     "Answer",
     "Backoff",
+    "ChildExecution",
     "Claim",
     "Clock",
     "Code",
@@ -116,5 +123,7 @@ __all__ = [
     "Verdict",
     "__version__",
     "hookimpl",
+    "never_ran",
+    "signal_name",
     "wire",
 ]

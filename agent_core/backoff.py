@@ -1,7 +1,14 @@
 """How long to wait after a failure: exponential, with full jitter, and interruptible."""
 
 import asyncio
+import math
 import random
+from collections.abc import Coroutine
+from typing import Any
+
+from agent_core.clock import Clock
+
+LONGEST_ASKED_FOR = 600.0  # seconds; the other side may name more, but is not left alone for more
 
 
 class Backoff:
@@ -23,23 +30,32 @@ class Backoff:
         """Seconds to wait now. At least `retry_after`, where the other side named one."""
         ceiling = min(self._cap, self._base * 2.0 ** min(self._failures, 32))
         self._failures += 1
+        # Never nearly nothing: a lucky draw must not become a second request at once.
         pause_for = self._rng.uniform(0.1 * self._base, ceiling)
-        return max(pause_for, min(retry_after or 0.0, self._cap * 10))
+        if retry_after is None or not math.isfinite(retry_after):
+            return pause_for
+        return max(pause_for, min(retry_after, LONGEST_ASKED_FOR))
 
     def reset(self) -> None:
         """It worked: the next failure starts from the base again."""
         self._failures = 0
 
 
-async def pause(seconds: float, *wake: asyncio.Event) -> bool:
-    """Wait that long, or until one of the events is set. True if an event ended it."""
-    if not wake:
-        await asyncio.sleep(seconds)
-        return False
+async def pause(seconds: float, *wake: asyncio.Event, clock: Clock | None = None) -> bool:
+    """Wait that long, or until one of the events is set. True if an event ended it.
+
+    Of an injected `clock`, else of the machine's own.
+    """
+    if any(event.is_set() for event in wake):
+        return True
+    sleep: Coroutine[Any, Any, None] = (
+        clock.sleep(seconds) if clock else asyncio.sleep(max(0.0, seconds))
+    )
     waits = [asyncio.ensure_future(event.wait()) for event in wake]
+    everything = [asyncio.ensure_future(sleep), *waits]
     try:
-        done, _ = await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        return bool(done)
+        await asyncio.wait(everything, return_when=asyncio.FIRST_COMPLETED)
+        return any(wait.done() for wait in waits)
     finally:
-        for wait in waits:
-            wait.cancel()
+        for each in everything:
+            each.cancel()
