@@ -78,32 +78,32 @@ def default_state_dir() -> Path:
 class AgentSection(Section):
     """Who this agent is, where it keeps things, how much it runs at once."""
 
-    id: Text = Field("", max_length=128)
+    id: Text = Field(default="", max_length=128)
     """Its name towards the server; empty: made once and kept in the state directory."""
-    machine_id: Text = Field("", max_length=128)
+    machine_id: Text = Field(default="", max_length=128)
     """The machine's name towards the server; empty: made once and kept likewise."""
     state_dir: AnyPath = Field(default_factory=default_state_dir)
     """On disk, this agent's alone: database, ids, scripts, output of running tasks."""
     runtime_dir: Annotated[AnyPath | None, BeforeValidator(_empty_is_none)] = None
     """On tmpfs: sockets and journals. Empty: the first of RUNTIME_DIRECTORY, XDG_RUNTIME_DIR,
     /run and /dev/shm that is a tmpfs and writable, else the state directory."""
-    max_workers: int = Field(2, ge=1, le=1024)
+    max_workers: int = Field(default=2, ge=1, le=1024)
     """How many tasks run at once."""
 
 
 class ShutdownSection(Section):
     """How the agent ends."""
 
-    grace: Duration = Field(30.0, le=3600)
+    grace: Duration = Field(default=30.0, le=3600)
     """How long waiting results may still be sent after the first signal."""
 
 
 class PluginsSection(Section):
     """Which plugins run, and who is asked first."""
 
-    enable: tuple[str, ...] = Field((), max_length=256)
+    enable: tuple[str, ...] = Field(default=(), max_length=256)
     """Entry points to add; asked before the defaults, in this order."""
-    disable: tuple[str, ...] = Field((), max_length=256)
+    disable: tuple[str, ...] = Field(default=(), max_length=256)
     """Defaults to leave out."""
 
 
@@ -119,7 +119,7 @@ class LogSection(Section):
 class LocalApiSection(Section):
     """The agent's own HTTP API."""
 
-    port: int = Field(8090, ge=1, le=65535)
+    port: int = Field(default=8090, ge=1, le=65535)
     """Its port on loopback. Read and checked; nothing listens there yet."""
 
 

@@ -9,7 +9,7 @@ import re
 import secrets
 import socket
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,6 +21,8 @@ AGENT_ID = "agent_id"
 MACHINE_ID = "machine_id"
 RUNTIME = "runtime_dir"  # the choice, with the boot it was made in
 RUNTIME_ROOM = 75  # characters of a runtime directory: a socket's whole path has 107 bytes
+# Where a runtime directory may be if the environment names none; plugins make 0700 rooms in it.
+SHARED = ("/run", "/dev/shm")  # noqa: S108
 _ID = re.compile(r"[!-~]{1,128}")  # printable ASCII without blanks
 _FILE_LIMIT = 8192  # bytes of any of these small files
 
@@ -38,7 +40,10 @@ class StateDirectory:
 
     @classmethod
     def open(
-        cls, section: AgentSection, environ: Mapping[str, str] = os.environ
+        cls,
+        section: AgentSection,
+        environ: Mapping[str, str] = os.environ,
+        shared: Sequence[str] = SHARED,
     ) -> "StateDirectory":
         """Make or take the directory. Raises StateDirectoryError with what to do about it."""
         path = section.state_dir
@@ -51,7 +56,7 @@ class StateDirectory:
             host = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())[:64] or "agent"
             state.agent_id = section.id or _once(path / AGENT_ID, host)
             state.machine_id = section.machine_id or _once(path / MACHINE_ID, host)
-            state.runtime_dir = _runtime(state, section.runtime_dir, environ)
+            state.runtime_dir = _runtime(state, section.runtime_dir, environ, shared)
         except OSError as error:
             state.close()
             _refuse(path, error)
@@ -85,7 +90,12 @@ def _refuse(path: Path, error: OSError) -> NoReturn:
 
 def _make_private(path: Path) -> None:
     """Make it, 0700, or see that it is a directory of ours that nobody else can enter."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(
+            errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename
+        ) from None
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700)
     found = path.stat()
@@ -155,7 +165,7 @@ def _write(path: Path, text: str) -> None:
     """The whole file or the former one, also after a power cut."""
     new = path.with_name(path.name + ".new")
     try:
-        with new.open("w") as file:
+        with open(new, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             file.write(text + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -170,7 +180,12 @@ def _write(path: Path, text: str) -> None:
         os.close(directory)
 
 
-def _runtime(state: StateDirectory, named: Path | None, environ: Mapping[str, str]) -> Path:
+def _runtime(
+    state: StateDirectory,
+    named: Path | None,
+    environ: Mapping[str, str],
+    shared: Sequence[str],
+) -> Path:
     """The runtime directory, the same one again until the machine is rebooted."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     if named is not None:
@@ -178,7 +193,7 @@ def _runtime(state: StateDirectory, named: Path | None, environ: Mapping[str, st
     elif (kept := _kept(state.path / RUNTIME, boot)) is not None:
         chosen = kept
     else:
-        chosen = next(_candidates(environ), state.path)
+        chosen = next(_candidates(environ, shared), state.path)
     if len(os.fsencode(chosen)) > RUNTIME_ROOM:
         raise StateDirectoryError(
             f"the runtime directory {chosen} is longer than {RUNTIME_ROOM} bytes, too long for a "
@@ -221,9 +236,9 @@ def _kept(path: Path, boot: str) -> Path | None:
     return kept if same else None
 
 
-def _candidates(environ: Mapping[str, str]) -> Iterator[Path]:
+def _candidates(environ: Mapping[str, str], shared: Sequence[str]) -> Iterator[Path]:
     named = [environ.get("RUNTIME_DIRECTORY", "").split(":")[0], environ.get("XDG_RUNTIME_DIR", "")]
-    for text in [*named, "/run", "/dev/shm"]:  # noqa: S108 - shared, so plugins make 0700 rooms
+    for text in [*named, *shared]:
         path = Path(text)
         if not path.is_absolute() or len(os.fsencode(path)) > RUNTIME_ROOM:
             continue

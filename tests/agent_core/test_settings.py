@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from agent_core import SecretText, Section, SettingsError, Text, settings
+from agent_core import SecretText, Section, SettingsError, Text, sources
 from agent_core.settings import (
     AgentSection,
     LocalApiSection,
     LogSection,
     PluginsSection,
     ShutdownSection,
+    known_tables,
     load,
 )
 
@@ -40,7 +41,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     here.mkdir()
     etc.mkdir()
     monkeypatch.chdir(here)
-    monkeypatch.setattr(settings.sources, "ETC", etc / "settings.toml")
+    monkeypatch.setattr(sources, "ETC", etc / "settings.toml")
     return etc
 
 
@@ -446,7 +447,7 @@ def test_a_table_is_validated_only_when_somebody_asks_for_it() -> None:
 
 
 def test_tables_of_installed_plugins_and_commands_are_known_without_importing_them() -> None:
-    assert {"agent", "sqlite_store", "server_client", "server"} <= settings.known_tables()
+    assert {"agent", "sqlite_store", "server_client", "server"} <= known_tables()
 
 
 def test_a_secret_is_in_no_repr(places: Path) -> None:
@@ -458,4 +459,4 @@ def test_a_secret_is_in_no_repr(places: Path) -> None:
 
 def test_a_section_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        load(environ={}).section("agent", AgentSection).max_workers = 3  # type: ignore[misc]
+        load(environ={}).section("agent", AgentSection).max_workers = 3
