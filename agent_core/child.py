@@ -1,0 +1,286 @@
+"""A run as a child process of the agent itself: what a short executor is made of.
+
+    class MyExecutor:
+        @hookimpl
+        def execute(self, launch: Launch) -> Awaitable[Execution]:
+            return ChildExecution.start(launch, ["my-wrapper", "--", *launch.argv], env=…)
+
+Such a run ends with the agent's own stop, so `survives` stays False. An agent that is killed
+cannot end it: wrap it in something that dies with its parent.
+"""
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import os
+import signal
+import struct
+import subprocess
+import termios
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+from agent_core.errors import NeverRan
+from agent_core.models import Launch, Outcome, Reason, Stream, Usage
+from agent_core.protocols import Execution
+
+CAP = 1024 * 1024  # bytes kept of each stream
+READ = 256 * 1024  # bytes read at once
+LOOK_AGAIN = (0.001, 0.25)  # seconds between two looks at a tree that is being killed: first, most
+PASSING = frozenset(
+    {errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EDQUOT}
+)
+PATH = "/usr/local/bin:/usr/bin:/bin"  # where programs are looked for if the task has no PATH
+
+
+def never_ran(
+    number: int, *, argv: Sequence[str], cwd: str, path: str = PATH, at: str = "exec"
+) -> NeverRan:
+    """An errno as a sentence for the person who submitted the task.
+
+    `at` is the stage that failed: "cwd", "exec", or any other word for what the site must put
+    right. What may pass by itself (no memory, no room, too many processes) is marked so.
+    """
+    reason = os.strerror(number)
+    if number in PASSING:
+        return NeverRan(f"no process could be started now ({at}): {reason}", passing=True)
+    if at == "cwd":
+        return NeverRan(f"the working directory {cwd} cannot be used: {reason}")
+    if at != "exec":
+        return NeverRan(f"no process could be started ({at}): {reason}", passing=True)
+    program = argv[0]
+    if number == errno.ENOENT:
+        if "/" not in program:
+            return NeverRan(f"there is no program {program} in PATH ({path})")
+        if os.path.exists(os.path.join(cwd, program)):
+            return NeverRan(f"the interpreter that {program} names in its first line is missing")
+        return NeverRan(f"there is no program {program}")
+    if number == errno.EACCES:
+        return NeverRan(f"{program} is not executable for this user: {reason}")
+    if number == errno.ENOEXEC:
+        return NeverRan(
+            f"{program} is no program of this machine; a script needs a first line like #!/bin/sh"
+        )
+    if number == errno.E2BIG:
+        return NeverRan("the command and its environment are larger than this system takes")
+    return NeverRan(f"{program} cannot be started: {reason}")
+
+
+class Capture:
+    """What is kept of one stream: the first and the last half of a cap."""
+
+    def __init__(self, cap: int) -> None:
+        self._half = cap // 2
+        self._head = bytearray()
+        self._tail = bytearray()
+        self.total = 0
+
+    def add(self, data: bytes) -> None:
+        self.total += len(data)
+        room = self._half - len(self._head)
+        self._head += data[:room]
+        self._tail += data[room:] if room < len(data) else b""
+        if len(self._tail) > 2 * self._half:
+            del self._tail[: -self._half]
+
+    def kept(self) -> tuple[bytes, int]:
+        """Head, a marker if something is missing, and tail; and how many bytes are."""
+        tail = bytes(self._tail[-self._half :])
+        dropped = self.total - len(self._head) - len(tail)
+        marker = b"\n...[truncated, %d bytes dropped]\n" % dropped if dropped else b""
+        return bytes(self._head) + marker + tail, dropped
+
+    def last(self, limit: int) -> bytes:
+        return bytes((self._head + self._tail)[-limit:]) if limit > 0 else b""
+
+
+class ChildExecution(Execution):
+    """One child process in a session of its own, with what it leaves behind.
+
+    Use `start`. A subclass may override `signal` where a wrapper has a better way.
+    """
+
+    def __init__(self, process: "subprocess.Popen[bytes]", start_id: str, cap: int) -> None:
+        self.handle = {"pid": process.pid}
+        self._pid = process.pid
+        self._start_id = start_id
+        self._began = time.monotonic()
+        self._captures: dict[Stream, Capture] = {"stdout": Capture(cap), "stderr": Capture(cap)}
+        self._pipes: dict[int, Capture] = {}
+        self._reaped = False
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[tuple[int, Any]] = self._loop.create_future()
+        for file, capture in zip(
+            (process.stdout, process.stderr), self._captures.values(), strict=True
+        ):
+            assert file is not None, "start makes pipes"
+            self._follow(os.dup(file.fileno()), capture)
+            file.close()
+        process.returncode = 0  # we wait for it: subprocess must not
+        self._pidfd = os.pidfd_open(self._pid)
+        self._loop.add_reader(self._pidfd, self._reap)
+
+    @classmethod
+    async def start(
+        cls,
+        launch: Launch,
+        argv: Sequence[str] | None = None,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        grace: float = 10.0,
+        max_output_size: int = CAP,
+        pass_fds: Sequence[int] = (),
+    ) -> Self:
+        """Start `argv` (the launch's own if not given) with exactly this environment.
+
+        `grace` is seconds between TERM and KILL, `max_output_size` bytes kept of each stream.
+        Raises NeverRan if no process began.
+        """
+        argv, cwd = list(argv or launch.argv), cwd or launch.cwd
+        env = launch.env if env is None else env
+        if not os.path.isdir(launch.cwd):
+            raise never_ran(errno.ENOENT, argv=launch.argv, cwd=launch.cwd, at="cwd")
+        try:
+            process = subprocess.Popen(  # noqa: ASYNC220 (takes a millisecond)
+                argv,
+                env=env,
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                pass_fds=pass_fds,
+            )
+        except ValueError as error:
+            raise NeverRan(f"the command or its environment cannot be used: {error}") from error
+        except OSError as error:
+            at = "cwd" if error.filename == cwd != argv[0] else "exec"
+            path = env.get("PATH", PATH)
+            raise never_ran(error.errno or 0, argv=argv, cwd=cwd, path=path, at=at) from error
+        execution = cls(process, launch.start_id, max_output_size)
+        execution.grace = grace
+        return execution
+
+    async def wait(self) -> Outcome:
+        status, used = await asyncio.shield(self._ended)
+        wait, most = LOOK_AGAIN
+        while left := self._left():
+            _send(left, signal.SIGKILL)
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, most)
+        return self._outcome(status, used)
+
+    async def signal(self, signum: int) -> bool:
+        if self._reaped or _is_zombie(self._pid):
+            return False
+        os.killpg(self._pid, signum)
+        return True
+
+    async def tail(self, stream: Stream, limit: int) -> bytes:
+        return self._captures[stream].last(limit)
+
+    # --- inside
+
+    def _follow(self, pipe: int, capture: Capture) -> None:
+        os.set_blocking(pipe, False)
+        self._pipes[pipe] = capture
+        self._loop.add_reader(pipe, self._read, pipe)
+
+    def _read(self, pipe: int) -> None:
+        try:
+            data = os.read(pipe, READ)
+        except BlockingIOError:
+            return
+        if data:
+            self._pipes[pipe].add(data)
+        else:
+            self._drop(pipe)
+
+    def _drop(self, pipe: int) -> None:
+        self._loop.remove_reader(pipe)
+        os.close(pipe)
+        del self._pipes[pipe]
+
+    def _reap(self) -> None:
+        """The main process has ended: take what the pipes hold, however many hold them open."""
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        for pipe in tuple(self._pipes):
+            held: int = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, b"\0\0\0\0"))[0]
+            if held:
+                self._pipes[pipe].add(os.read(pipe, held))
+            self._drop(pipe)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._pid, signal.SIGKILL)  # the zombie keeps the number ours
+        _, status, used = os.wait4(self._pid, 0)
+        self._reaped = True
+        if not self._ended.done():
+            self._ended.set_result((status, used))
+
+    def _left(self) -> list[int]:
+        """Whoever lives in its session or bears its marker.
+
+        A session keeps its number while a member lives; a process that has the number now is a
+        stranger, and the session gone.
+        """
+        session = 0 if os.path.exists(f"/proc/{self._pid}") else self._pid
+        mark = b"\0REMOTEGPU_START_ID=%s\0" % os.fsencode(self._start_id)
+        names = (name for name in os.listdir("/proc") if name.isdecimal())
+        return [int(name) for name in names if _belongs(name, session, mark)]
+
+    def _outcome(self, status: int, used: Any) -> Outcome:
+        stdout, dropped_stdout = self._captures["stdout"].kept()
+        stderr, dropped_stderr = self._captures["stderr"].kept()
+        killed = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        return Outcome(
+            reason=Reason.SIGNAL if killed else Reason.EXITED,
+            exit_code=128 + killed if killed else os.WEXITSTATUS(status),
+            signal=signal_name(killed) if killed else None,
+            stdout=stdout,
+            stderr=stderr,
+            dropped_stdout=dropped_stdout,
+            dropped_stderr=dropped_stderr,
+            usage=Usage(
+                wall_s=time.monotonic() - self._began,
+                user_s=used.ru_utime,
+                system_s=used.ru_stime,
+                max_rss_bytes=used.ru_maxrss * 1024,
+            ),
+            ended_at=time.time(),
+        )
+
+
+def signal_name(number: int) -> str:
+    """`SIGKILL` for 9; a real-time signal as `SIG40`."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIG{number}"
+
+
+def _is_zombie(child: int) -> bool:
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _belongs(name: str, session: int, mark: bytes) -> bool:
+    try:
+        with open(f"/proc/{name}/stat", "rb", buffering=0) as file:
+            data = file.read(1024)
+        fields = data[data.rindex(b")") + 2 :].split()
+        if fields[0] in b"ZX":
+            return False
+        if session and session in (int(fields[2]), int(fields[3])):
+            return True
+        with open(f"/proc/{name}/environ", "rb", buffering=0) as file:
+            return mark in b"\0" + file.read(4 * 1024 * 1024)
+    except (OSError, ValueError, IndexError):
+        return False
+
+
+def _send(pids: Sequence[int], signum: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signum)

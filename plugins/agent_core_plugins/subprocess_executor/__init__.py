@@ -1,0 +1,220 @@
+"""The plugin `subprocess_executor`: runs tasks as processes that outlive the agent.
+
+A small supervisor (the package `supervisor` beside this file) starts and watches them; this side
+asks it, and finds every run again after the agent was killed or restarted.
+"""
+
+import os
+import re
+from collections.abc import Awaitable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from pydantic import Field
+
+from agent_core import (
+    AgentHandle,
+    Duration,
+    Execution,
+    Launch,
+    Lost,
+    NeverRan,
+    NeverStarted,
+    PluginContext,
+    PluginError,
+    Section,
+    Status,
+    hookimpl,
+    never_ran,
+)
+
+from .environment import NAMES, passed_through
+from .execution import SubprocessExecution, Tools
+from .house import House, Known
+from .link import LINE_LIMIT, Line, Link, LinkLost
+from .orphan import Orphan, look_for
+from .supervisor.journal import encode
+
+RECONNECT = 1.0  # seconds between two tries to reach a supervisor while nothing is to be started
+START_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)  # it becomes a file name
+UNENDED = (Status.ASSIGNED, Status.RUNNING, Status.SUSPENDED)
+PAGE = 1000
+
+
+class SubprocessSettings(Section):
+    """How tasks run as processes of this machine."""
+
+    max_output_size: int = Field(1024 * 1024, ge=1024, le=16 * 1024 * 1024)
+    """Bytes kept of each of stdout and stderr: the first half and the last half of them."""
+    grace: Duration = 10.0
+    """How long a task may take to end after SIGTERM, before SIGKILL."""
+    environment: tuple[str, ...] = Field(NAMES, max_length=256)
+    """Names passed from the agent's environment to every task; `*` and `?` stand for more."""
+
+
+class SubprocessExecutor:
+    """Takes every task."""
+
+    Settings = SubprocessSettings
+    api_versions = frozenset({1})
+
+    def __init__(self, settings: SubprocessSettings, context: PluginContext) -> None:
+        self._settings = settings
+        self._context = context
+        self._site = passed_through(settings.environment, os.environ)
+        output = context.state_dir / "output"
+        try:
+            output.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise PluginError(f"output cannot be kept in {output}: {error.strerror}") from error
+        self._house = House(context)
+        self._tools = Tools(
+            house=self._house, clock=context.clock, output=output, grace=settings.grace
+        )
+
+    @hookimpl
+    def execute(self, launch: Launch) -> Awaitable[Execution] | None:
+        return self._execute(launch)
+
+    @hookimpl
+    async def reattach(self, launch: Launch, running: bool) -> Execution | NeverStarted | Lost:
+        """The supervisor's word if it lives, its journal's if not, the process's own if it runs."""
+        began = launch.stored_at
+        handle = launch.handle
+        boot_id = handle.get("boot") or (began.boot_id if began else "")
+        if boot_id and boot_id != self._context.clock.boot_id:
+            return Lost(reason="the machine was rebooted")
+        known = await self._house.find(launch.start_id)
+        if known is not None:
+            return await self._found(launch.start_id, known)
+        if not running and began is not None and self._house.was_there_before(began.boottime):
+            return NeverStarted()
+        facts = _facts(handle)
+        if facts is not None and Orphan(launch.start_id, facts, self._context.clock).left():
+            return self._orphan(launch.start_id, str(handle.get("place", "")), facts)
+        return Lost(reason="the supervisor is gone, and its journal with it")
+
+    @hookimpl
+    async def serve(self, agent: AgentHandle) -> None:
+        """Keep a supervisor at hand, so that the first task need not wait for one."""
+        try:
+            tidied = False
+            while True:
+                try:
+                    link = await self._house.current()
+                    if not tidied:
+                        await self._tidy(agent)
+                        tidied = True
+                    await link.closed()
+                except OSError as error:
+                    self._context.log.warning("no supervisor at hand", why=str(error))
+                await self._context.clock.sleep(RECONNECT)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Hang up. Whatever runs goes on, and another agent finds it again."""
+        self._house.close()
+
+    # --- a start
+
+    async def _execute(self, launch: Launch) -> Execution:
+        request = self._request(launch)
+        while True:
+            try:
+                link = await self._house.current()
+            except OSError as error:
+                raise NeverRan(f"no supervisor can be started: {error}", passing=True) from error
+            try:
+                answer = await link.start(request)
+            except LinkLost:
+                known = await self._house.find(launch.start_id)
+                if known is None:
+                    continue  # nobody ever heard of it: another supervisor may begin it
+                found = await self._found(launch.start_id, known)
+                if isinstance(found, NeverStarted):
+                    continue
+                return found
+            if answer["t"] == "never":
+                raise self._never(launch, request["env"], answer, link)
+            return self._execution(launch.start_id, self._house.known(link, launch.start_id))
+
+    def _request(self, launch: Launch) -> Line:
+        if not START_ID.fullmatch(launch.start_id):
+            raise NeverRan(f"{launch.start_id!r} is no start id: letters, digits, - and _ only")
+        env = {**self._site, **launch.env, "REMOTEGPU_START_ID": launch.start_id}
+        for name, value in env.items():
+            if not name or "=" in name or "\0" in name + value:
+                raise NeverRan(f"the environment name {name!r} or its value cannot be used")
+        if not launch.argv or any("\0" in text for text in (*launch.argv, launch.cwd)):
+            raise NeverRan("a command cannot be empty or hold a NUL character")
+        request = {
+            "s": launch.start_id,
+            "argv": list(launch.argv),
+            "env": env,
+            "cwd": launch.cwd,
+            "out": [self._tools.kept(launch.start_id, name) for name in ("stdout", "stderr")],
+            "cap": self._settings.max_output_size,
+        }
+        if len(launch.text) > LINE_LIMIT // 8 and len(encode(request)) > LINE_LIMIT:
+            raise NeverRan("the command and its environment are larger than a system takes")
+        return request
+
+    def _never(self, launch: Launch, env: Line, answer: Line, link: Link) -> NeverRan:
+        link.forget(launch.start_id)
+        if answer["stage"] == "fifo":
+            self._house.retire(link)  # its directory is gone or full: the next start has another
+        return never_ran(
+            answer["errno"], argv=launch.argv, cwd=launch.cwd, path=env["PATH"], at=answer["stage"]
+        )
+
+    # --- a run that is found again
+
+    async def _found(self, start_id: str, known: Known) -> Execution | NeverStarted:
+        if known.never:
+            return NeverStarted()
+        if known.facts is None and known.end is None:  # killed between the fork and its record
+            facts = await look_for(start_id, self._context.clock)
+            known = replace(known, facts=facts)
+        return self._execution(start_id, known)
+
+    def _orphan(self, start_id: str, place: str, facts: Line) -> Execution:
+        return self._execution(start_id, Known(place=place, journal_id="", facts=facts))
+
+    def _execution(self, start_id: str, known: Known) -> Execution:
+        return SubprocessExecution(self._tools, start_id, known)
+
+    # --- what is left over
+
+    async def _tidy(self, agent: AgentHandle) -> None:
+        """Let go of what an agent before us had no time to let go of."""
+        await self._house.survey()
+        ended = self._house.ended()  # first: what begins from now on is not looked at
+        kept = os.listdir(self._tools.output)
+        wanted = await _unended(agent)
+        for link, start_id in ended:
+            if start_id not in wanted:
+                link.forget(start_id)
+        for name in kept:
+            start_id = name.rpartition(".")[0]
+            if start_id not in wanted and not self._house.knows(start_id):
+                (self._tools.output / name).unlink(missing_ok=True)
+        self._house.tidy(wanted)
+
+
+async def _unended(agent: AgentHandle) -> dict[str, float]:
+    """The starts that the store holds without an end, and when they were stored (boot time)."""
+    found: dict[str, float] = {}
+    after = None
+    while page := await agent.tasks(UNENDED, limit=PAGE, after=after):
+        after = page[-1].key
+        for task in page:
+            found[task.start_id] = task.assigned_at.boottime if task.assigned_at else 0.0
+    return found
+
+
+def _facts(handle: Mapping[str, Any]) -> Line | None:
+    """The process that a stored handle names, if it names one."""
+    if type(handle.get("pid")) is int and type(handle.get("ticks")) is int:
+        return dict(handle)
+    return None

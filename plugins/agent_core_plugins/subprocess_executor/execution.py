@@ -1,0 +1,195 @@
+"""One run as core sees it: its end, its signals and its output, wherever its supervisor is."""
+
+import asyncio
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from agent_core import Clock, Code, Execution, Instant, Outcome, Reason, Stream, Usage, signal_name
+
+from .house import Away, House, Known
+from .link import Line, LinkLost
+from .orphan import Orphan
+from .supervisor import sink
+
+ASK_AGAIN = 1.0  # seconds between two questions to a supervisor that does not answer
+READ_IN_LOOP = 65536  # bytes of output that are read without a thread
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tools:
+    """What every execution of one agent works with."""
+
+    house: House
+    clock: Clock
+    output: Path  # directory of the kept output
+    grace: float  # seconds
+
+    def kept(self, start_id: str, stream: Stream) -> str:
+        return f"{self.output}/{start_id}.{stream}"
+
+
+class SubprocessExecution(Execution):
+    """A run of a supervisor of ours, living or dead."""
+
+    survives: ClassVar[bool] = True
+
+    def __init__(self, tools: Tools, start_id: str, known: Known) -> None:
+        facts = known.facts or {}
+        self.grace = tools.grace
+        self.handle = {
+            "place": known.place,
+            "journal": known.journal_id,
+            "boot": tools.clock.boot_id,
+            **{name: facts[name] for name in ("pid", "ticks", "wall", "since") if name in facts},
+        }
+        self.started_at = _instant(facts, tools.clock)
+        self._tools = tools
+        self._start_id = start_id
+        self._known = known
+        self._outcome: Outcome | None = None
+        self._one_at_a_time = asyncio.Lock()
+
+    async def wait(self) -> Outcome:
+        async with self._one_at_a_time:
+            if self._outcome is None:
+                self._outcome = await self._end()
+        return self._outcome
+
+    async def signal(self, signum: int) -> bool:
+        while self._outcome is None:
+            link = self._known.link
+            if link is not None and not link.lost:
+                try:
+                    return await link.signal(self._start_id, signum)
+                except LinkLost:
+                    pass
+            if not await self._look_again():
+                continue
+            if self._known.link is None:
+                return self._orphan_signal(signum)
+        return False
+
+    async def tail(self, stream: Stream, limit: int) -> bytes:
+        try:
+            return sink.tail(self._tools.kept(self._start_id, stream), limit)
+        except OSError:
+            return b""
+
+    async def forget(self) -> None:
+        self._tools.house.forget(self._known.place, self._start_id)
+        lengths = self._known.end["out"] if self._known.end else (1, 1)
+        for stream, length in zip(("stdout", "stderr"), lengths, strict=True):
+            if length:
+                Path(self._tools.kept(self._start_id, stream)).unlink(missing_ok=True)  # type: ignore[arg-type]
+
+    # --- the end
+
+    async def _end(self) -> Outcome:
+        while True:
+            known = self._known
+            if known.link is None:
+                return await self._end_without_supervisor(known)
+            end = known.end or await known.link.ended(self._start_id)
+            if end is not None:
+                self._known = _with_end(known, end)
+                return await self._outcome_of(end)
+            await self._look_again()
+
+    async def _look_again(self) -> bool:
+        """The link was lost: is there another to the same supervisor, or only its journal?"""
+        try:
+            found = await self._tools.house.find(self._start_id)
+        except (Away, OSError):
+            await self._tools.clock.sleep(ASK_AGAIN)
+            return False
+        lost = Known(place=self._known.place, journal_id="", facts=self._known.facts)
+        self._known = found or lost
+        return True
+
+    async def _end_without_supervisor(self, known: Known) -> Outcome:
+        orphan = self._orphan(known)
+        if orphan is not None:
+            await orphan.gone()
+        if known.end is not None:
+            return await self._outcome_of(known.end)
+        stdout, _ = await self._output("stdout", None)  # some may have been lost, nobody knows
+        stderr, _ = await self._output("stderr", None)
+        return Outcome(
+            reason=Reason.LOST,
+            error_code=Code.LOST,
+            error="the supervisor that started it is gone, so nobody can know how it ended",
+            stdout=stdout,
+            stderr=stderr,
+            dropped_stdout=None,
+            dropped_stderr=None,
+            ended_at=self._tools.clock.wall(),
+        )
+
+    def _orphan(self, known: Known) -> Orphan | None:
+        return Orphan(self._start_id, known.facts, self._tools.clock) if known.facts else None
+
+    def _orphan_signal(self, signum: int) -> bool:
+        orphan = self._orphan(self._known)
+        return orphan is not None and orphan.signal(signum)
+
+    async def _outcome_of(self, end: Line) -> Outcome:
+        stdout, dropped_stdout = await self._output("stdout", end["out"][0])
+        stderr, dropped_stderr = await self._output("stderr", end["out"][1])
+        usage = Usage(
+            wall_s=end["wall_s"],
+            user_s=end["user"],
+            system_s=end["system"],
+            max_rss_bytes=int(end["rss"]),
+        )
+        return Outcome(
+            **_exit(end["status"]),
+            stdout=stdout,
+            stderr=stderr,
+            dropped_stdout=dropped_stdout,
+            dropped_stderr=dropped_stderr,
+            usage=usage,
+            ended_at=end["at"],
+        )
+
+    async def _output(self, stream: Stream, length: int | None) -> tuple[bytes, int | None]:
+        """What was kept of a stream `length` bytes long, and how much was not."""
+        if length == 0:
+            return b"", 0
+        path = self._tools.kept(self._start_id, stream)
+        if length is None or length > READ_IN_LOOP:
+            return await asyncio.to_thread(_kept, path, length)
+        return _kept(path, length)
+
+
+def _kept(path: str, length: int | None) -> tuple[bytes, int | None]:
+    try:
+        return sink.read(path).merged(length)
+    except OSError as error:
+        words = f"[the kept output cannot be read: {error.strerror}]\n"
+        return words.encode(), length
+
+
+def _exit(status: int) -> dict[str, Any]:
+    """The first half of an Outcome, from a status as wait4 gives it."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        return {"reason": Reason.SIGNAL, "exit_code": 128 + number, "signal": signal_name(number)}
+    return {"reason": Reason.EXITED, "exit_code": os.WEXITSTATUS(status)}
+
+
+def _with_end(known: Known, end: Line) -> Known:
+    return Known(
+        place=known.place,
+        journal_id=known.journal_id,
+        facts=known.facts,
+        link=known.link,
+        end=end,
+    )
+
+
+def _instant(facts: Line, clock: Clock) -> Instant | None:
+    if "wall" not in facts or "since" not in facts:
+        return None
+    return Instant(wall=facts["wall"], boottime=facts["since"], boot_id=clock.boot_id)

@@ -1,0 +1,299 @@
+"""The supervisors of one agent: their directories, who of them lives, and what they know."""
+
+import asyncio
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent_core import PluginContext, PluginError
+
+from .link import Line, Link, LinkLost, Strange, connect
+from .registry import Registry
+from .supervisor import journal
+
+BACKLOG = 16
+SOCKET_PATH = 107  # bytes that the kernel takes
+SUPERVISOR = Path(__file__).with_name("supervisor")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Known:
+    """What is known of a start: by a living supervisor, or by a journal that one left behind."""
+
+    place: str  # the directory's name
+    journal_id: str
+    facts: Line | None  # pid, ticks, wall, since; None: only the intent is known
+    link: Link | None = None  # to the living supervisor
+    end: Line | None = None
+    never: bool = False
+
+
+class Away(ConnectionError):
+    """A supervisor is there and does not answer now; ask again."""
+
+
+class House:
+    """Finds, starts and forgets supervisors. Its directories are named for the agent's id."""
+
+    def __init__(self, context: PluginContext) -> None:
+        self._context = context
+        self._root = context.runtime_dir
+        tag = hashlib.sha256(context.agent_id.encode()).hexdigest()[:8]
+        self._prefix = f"sup-{tag}-"
+        self._registry = Registry(context.state_dir / "supervisors")
+        self._lock = asyncio.Lock()
+        self._links: dict[str, Link] = {}  # to the living
+        self._dead: dict[str, journal.Book] = {}
+        self._let_go: dict[str, list[str]] = {}  # forgotten while a link was down
+        self._fresh: str | None = None  # has a journal, and no supervisor yet
+        self._current: Link | None = None
+        self._retired: set[Link] = set()
+        self._closed = False
+        self.missing = self._registry.names() - set(self._places())
+        try:
+            self._settle_in()
+        except OSError as error:
+            raise PluginError(
+                f"no supervisor can be started in {self._root}: {error.strerror};"
+                " make it writable, or name another directory as agent.runtime_dir"
+            ) from error
+
+    # --- directories
+
+    def _places(self) -> Iterator[str]:
+        try:
+            names = sorted(os.listdir(self._root))
+        except FileNotFoundError:
+            return
+        yield from (name for name in names if name.startswith(self._prefix))
+
+    def _settle_in(self) -> None:
+        """Have a journal before any start is stored: a start that none knows then never began."""
+        os.makedirs(self._root, mode=0o700, exist_ok=True)
+        boot_id = self._context.clock.boot_id
+        for place in self._places():
+            book = self._read(place)
+            if book is None:
+                self.missing |= {place} & self._registry.names()
+            elif book.boot_id != boot_id:
+                self._remove(place)  # of an earlier boot: every process of it is gone
+            elif not os.path.lexists(self._root / place / "socket"):
+                self._fresh = place
+        if self._fresh is None:
+            self._fresh = self._make()
+        if len(os.fsencode(self._root / self._fresh / "socket")) > SOCKET_PATH:
+            raise OSError(errno.ENAMETOOLONG, "the path of a socket in it would be too long")
+
+    def _make(self) -> str:
+        place = self._prefix + secrets.token_hex(3)
+        directory = self._root / place
+        directory.mkdir(mode=0o700)
+        (directory / "f").mkdir(mode=0o700)
+        clock = self._context.clock
+        journal.create(
+            str(directory / "journal"), secrets.token_hex(8), clock.boot_id, clock.boottime()
+        )
+        self._registry.add(place)
+        return place
+
+    def _read(self, place: str) -> journal.Book | None:
+        try:
+            return journal.read(str(self._root / place / "journal"))
+        except OSError:
+            return None
+
+    def _remove(self, place: str) -> None:
+        self._registry.remove(place)  # first: a name on the list must have its journal
+        shutil.rmtree(self._root / place, ignore_errors=True)
+
+    # --- who lives
+
+    async def current(self) -> Link:
+        """The supervisor for new runs; started if there is none. Raises OSError."""
+        if self._current is not None and not self._current.lost:
+            return self._current
+        async with self._lock:
+            await self._survey()
+            if self._current is None or self._current.lost:
+                fit = (link for link in self._living() if link not in self._retired)
+                self._current = next(fit, None) or await self._start()
+            return self._current
+
+    def _living(self) -> list[Link]:
+        return [link for link in self._links.values() if not link.lost]
+
+    async def survey(self) -> None:
+        """Know of every directory whether its supervisor lives. Raises Away if one cannot tell."""
+        async with self._lock:
+            away = await self._survey()
+        if away:
+            raise Away(f"the supervisor in {away} does not answer now")
+
+    async def _survey(self) -> str:
+        """Connect to those that are not connected; the name of one that is there and is silent."""
+        away = "" if not self._closed else "any place"
+        for place in self._places():
+            link = self._links.get(place)
+            if place in self._dead or place == self._fresh or (link and not link.lost):
+                continue
+            try:
+                await self._meet(place)
+            except (LinkLost, TimeoutError, BlockingIOError, Strange) as error:
+                why = str(error) or type(error).__name__
+                self._context.log.warning("a supervisor does not answer", place=place, why=why)
+                away = place
+        return away
+
+    async def _meet(self, place: str) -> None:
+        """Connect to the supervisor of a directory, or book it as dead."""
+        book = self._read(place)
+        if book is None:
+            return
+        try:
+            link = await connect(str(self._root / place / "socket"), book.journal_id)
+        except (ConnectionRefusedError, FileNotFoundError):
+            # Nobody listens, so nobody writes: what the journal says now is its last word.
+            self._dead[place] = self._read(place) or book
+            self._links.pop(place, None)
+            self._context.log.info("a supervisor is gone; its journal is kept", place=place)
+            return
+        self._links[place] = link
+        for start_id in self._let_go.pop(place, ()):
+            link.forget(start_id)
+
+    async def _start(self) -> Link:
+        """Start a supervisor in a directory of its own, and greet it."""
+        place = self._fresh or self._make()
+        self._fresh = place
+        directory = self._root / place
+        await asyncio.to_thread(_spawn, directory)  # goes on to its end also if we are cancelled
+        self._fresh = None
+        await self._meet(place)
+        link = self._links.get(place)
+        if link is None:
+            raise OSError(
+                errno.ECHILD,
+                f"the supervisor ended as soon as it was started; {directory}/log says why",
+            )
+        self._context.log.info("started a supervisor", place=place)
+        return link
+
+    def retire(self, link: Link) -> None:
+        """No new runs for this one."""
+        if self._current is link:
+            self._current = None
+            self._retired.add(link)
+
+    # --- what they know
+
+    async def find(self, start_id: str) -> Known | None:
+        """What is known of a start; None if nobody knows of it. Raises Away."""
+        await self.survey()
+        for link in self._links.values():
+            if start_id in link.unanswered and not link.lost:
+                raise Away("the supervisor has not answered yet whether it began")
+            if start_id in link.runs:
+                return self.known(link, start_id)
+        for place, book in self._dead.items():
+            record = book.records.get(start_id)
+            if record is not None:
+                return Known(
+                    place=place,
+                    journal_id=book.journal_id,
+                    facts=record.started,
+                    end=record.end,
+                    never=record.never is not None,
+                )
+        return None
+
+    def known(self, link: Link, start_id: str) -> Known:
+        """What a living supervisor has told of a run."""
+        run = link.runs[start_id]
+        place = next(place for place, one in self._links.items() if one is link)
+        return Known(
+            place=place, journal_id=link.journal_id, facts=run.facts, link=link, end=run.end
+        )
+
+    def was_there_before(self, boottime: float) -> bool:
+        """Would a journal that is still here have taken in a start of that moment?"""
+        books = [self._read(place) for place in self._registry.names()]
+        return all(books) and any(book.made <= boottime for book in books if book)
+
+    def forget(self, place: str, start_id: str) -> None:
+        link = self._links.get(place)
+        if link is not None and not link.lost:
+            link.forget(start_id)
+        elif place not in self._dead:
+            self._let_go.setdefault(place, []).append(start_id)
+
+    def tidy(self, wanted: Mapping[str, float]) -> None:
+        """At start: remove the directories of dead supervisors that nobody will ask for.
+
+        `wanted` are the starts that the store holds without an end, and the boot times at which
+        they were stored. A journal goes when none of them stands in it and a living supervisor's
+        is old enough to answer for them.
+        """
+        living = [self._read(place) for place, link in self._links.items() if not link.lost]
+        oldest = min((book.made for book in living if book), default=float("inf"))
+        if any(stored < oldest for stored in wanted.values()):
+            return
+        for place, book in tuple(self._dead.items()):
+            if not wanted.keys() & book.records.keys():
+                self._remove(place)
+                del self._dead[place]
+        if not wanted:
+            self._registry.drop(self.missing)
+
+    def ended(self) -> list[tuple[Link, str]]:
+        """Runs whose ends wait to be forgotten."""
+        return [
+            (link, start_id)
+            for link in self._living()
+            for start_id, run in link.runs.items()
+            if run.end is not None
+        ]
+
+    def knows(self, start_id: str) -> bool:
+        """Does a living supervisor have it?"""
+        return any(start_id in link.runs for link in self._living())
+
+    def close(self) -> None:
+        """Hang up; the supervisors go on."""
+        self._closed = True
+        for link in self._links.values():
+            link.close()
+
+
+def _spawn(directory: Path) -> None:
+    """Start the supervisor's process; it leaves our family at once. Raises OSError.
+
+    The socket listens before the process exists, so that nobody has to wait for it to be there.
+    """
+    python = getattr(sys, "_base_executable", None) or sys.executable
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener,
+        open(directory / "log", "ab") as log,
+    ):
+        listener.bind(str(directory / "socket"))
+        listener.listen(BACKLOG)
+        place = (str(directory), str(listener.fileno()))
+        done = subprocess.run(
+            [python, "-I", "-S", "-X", "utf8", str(SUPERVISOR), *place],
+            env={},
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=(listener.fileno(),),
+            check=False,
+        )
+    if done.returncode != 0:
+        raise OSError(errno.ECHILD, f"the supervisor cannot be started; {directory}/log says why")

@@ -1,0 +1,310 @@
+"""The runs: from a start to its end, told only when nothing of its tree is left."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import signal
+import struct
+import termios
+import time
+
+from . import tree
+from .journal import Journal
+from .sink import Sink
+from .spawn import Refused, Spawner
+
+PIPE = 1024 * 1024  # bytes that a busy stream's pipe is given, and that are read at once
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .journal import Line
+
+    Tell = Callable[[Line], None]
+
+
+class Run:
+    """One start that began, until it is forgotten."""
+
+    __slots__ = ("began", "boot", "end", "fifos", "owed", "pid", "sinks", "start_id", "ticks", "wall", "wide")  # fmt: skip # noqa: E501
+
+    def __init__(self, start_id: str, pid: int, fifos: tuple[int, int]) -> None:
+        self.start_id = start_id
+        self.pid = pid
+        self.fifos = fifos
+        self.began = time.monotonic()
+        self.wall = time.time()
+        self.boot = time.clock_gettime(time.CLOCK_BOOTTIME)
+        one = tree.process(pid)
+        self.ticks = one.ticks if one else 0
+        self.sinks: tuple[Sink, Sink]
+        self.wide = [False, False]
+        self.end: Line | None = None  # how its main process ended
+        self.owed = True  # the end is not told yet
+
+    def told(self) -> Line:
+        """What is told of it as it stands."""
+        line = {"s": self.start_id, **self.identity()}
+        if self.end is not None and not self.owed:
+            line["end"] = self.end
+        return line
+
+    def identity(self) -> Line:
+        return {"pid": self.pid, "ticks": self.ticks, "wall": self.wall, "since": self.boot}
+
+
+class Runs:
+    """Every run of this supervisor."""
+
+    def __init__(self, journal: Journal, spawner: Spawner, epoll: select.epoll, tell: Tell) -> None:
+        self._journal = journal
+        self._spawner = spawner
+        self._epoll = epoll
+        self._tell = tell
+        self._runs: dict[str, Run] = {}
+        self._mains: dict[int, Run] = {}  # by the pid of a main process that was not reaped
+        self._ending: dict[str, Run] = {}  # ended, and their trees are looked through
+        self._streams: dict[int, tuple[Run, int]] = {}
+        self._strays: dict[int, set[str]] = {}  # adopted children, and whose they may be
+        self._buffer = memoryview(bytearray(PIPE))
+        self._unwritten: list[tuple[str, str, Line]] = []
+
+    # --- what the agent asks
+
+    def start(self, asked: Line) -> None:
+        """Start what is asked, once: the same id again is answered with what became of it."""
+        start_id = asked["s"]
+        if start_id in self._runs:
+            self._tell({"t": "started", **self._runs[start_id].told()})
+            return
+        try:
+            self._journal.intent(start_id)
+        except OSError as error:
+            self._never(start_id, Refused(error.errno or 0, "journal"))
+            return
+        try:
+            pid, fifos = self._spawner.start(start_id, asked["argv"], asked["env"], asked["cwd"])
+        except Refused as refused:
+            self._note("never", start_id, {"errno": refused.errno, "stage": refused.stage})
+            self._never(start_id, refused)
+            return
+        run = Run(start_id, pid, fifos)
+        run.sinks = (Sink(asked["out"][0], asked["cap"]), Sink(asked["out"][1], asked["cap"]))
+        self._runs[start_id] = self._mains[pid] = run
+        self._note("started", start_id, run.identity())
+        for place, descriptor in enumerate(fifos):
+            self._streams[descriptor] = (run, place)
+            self._epoll.register(descriptor, select.EPOLLIN)
+        self._tell({"t": "started", **run.told()})
+
+    def signal(self, start_id: str, signum: int) -> bool:
+        """Signal the whole tree. False if the main process had ended by itself."""
+        run = self._runs.get(start_id)
+        if run is None or run.pid not in self._mains or _ended(run.pid):
+            return False
+        tree.send_group(run.pid, signum)
+        everything = tree.snapshot()
+        strays = self._strays_of(everything)
+        roots = {run.pid} | {pid for pid, owners in strays.items() if owners == {start_id}}
+        for pid in tree.family(everything, roots):
+            one = everything.get(pid)
+            if one is not None and one.group != run.pid:
+                tree.send(one, signum)
+        return True
+
+    def forget(self, start_id: str) -> None:
+        """The agent has committed the end."""
+        run = self._runs.get(start_id)
+        if run is not None and run.owed:
+            return  # it lives: whatever was meant, it is not forgotten
+        self._runs.pop(start_id, None)
+        try:
+            self._journal.forget(start_id)
+        except OSError:
+            return  # its lines stay until the next compaction
+
+    def all(self) -> list[Line]:
+        return [run.told() for run in self._runs.values()]
+
+    def busy(self) -> bool:
+        """Is there a process of ours?"""
+        return bool(self._mains or self._ending or self._strays)
+
+    def ending(self) -> bool:
+        """Is there a tree that must be looked at again soon?"""
+        return bool(self._ending)
+
+    # --- what happens
+
+    def has(self, descriptor: int) -> bool:
+        """Is this a stream of ours?"""
+        return descriptor in self._streams
+
+    def output(self, descriptor: int) -> None:
+        """A stream can be read."""
+        run, place = self._streams[descriptor]
+        self._read(run, place, PIPE)
+
+    def reap(self) -> None:
+        """Some child has ended: a main process, or one that was adopted."""
+        while True:
+            try:
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                break
+            if found is None:
+                break
+            run = self._mains.get(found.si_pid)
+            if run is None:
+                os.waitpid(found.si_pid, 0)
+                self._strays.pop(found.si_pid, None)
+            else:
+                self._main_ended(run)
+        self.look()
+
+    def look(self) -> None:
+        """Tell the ends of those of whose trees nothing is left; kill what is left of others."""
+        if not self._ending:
+            return
+        adopted = _children(os.getpid()) - self._mains.keys()
+        if not adopted:
+            self._strays.clear()
+            for run in tuple(self._ending.values()):
+                self._finish(run)
+            return
+        everything = tree.snapshot()
+        owners = self._strays_of(everything)
+        for run in tuple(self._ending.values()):
+            left = {pid for pid in adopted if owners.get(pid) == {run.start_id}}
+            if left:
+                self._kill(everything, left)
+            else:
+                self._finish(run)
+        nobodys = {pid for pid, whose in owners.items() if not whose}
+        self._kill(everything, nobodys)
+
+    def write_again(self) -> None:
+        """Journal lines that found no room are tried again."""
+        waiting, self._unwritten = self._unwritten, []
+        for kind, start_id, facts in waiting:
+            if start_id in self._runs:
+                self._note(kind, start_id, facts)
+
+    # --- inside
+
+    def _main_ended(self, run: Run) -> None:
+        """What the FIFOs hold, then the status, then the journal; the tree comes after."""
+        tree.send_group(run.pid, signal.SIGKILL)  # while its number cannot be anybody else's
+        for place, descriptor in enumerate(run.fifos):
+            self._read(run, place, _held(descriptor))
+            del self._streams[descriptor]
+            os.close(descriptor)
+        _, status, used = os.wait4(run.pid, 0)
+        del self._mains[run.pid]
+        self._spawner.remove(run.start_id)
+        run.end = {
+            "status": status,
+            "user": round(used.ru_utime, 6),
+            "system": round(used.ru_stime, 6),
+            "rss": used.ru_maxrss * 1024,
+            "wall_s": round(time.monotonic() - run.began, 6),
+            "at": time.time(),
+            "out": [sink.total for sink in run.sinks],
+        }
+        for sink in run.sinks:
+            sink.close()
+        self._note("end", run.start_id, run.end)
+        self._ending[run.start_id] = run
+
+    def _finish(self, run: Run) -> None:
+        """Nothing of it is left: tell."""
+        del self._ending[run.start_id]
+        run.owed = False
+        for owners in self._strays.values():
+            owners.discard(run.start_id)
+        self._tell({"t": "end", "s": run.start_id, "end": run.end})
+
+    def _read(self, run: Run, place: int, limit: int) -> None:
+        """Take at most `limit` bytes from a stream."""
+        descriptor, sink = run.fifos[place], run.sinks[place]
+        while limit > 0:
+            try:
+                size = os.readv(descriptor, [self._buffer[: min(limit, PIPE)]])
+            except BlockingIOError:
+                return
+            sink.write(self._buffer[:size])
+            limit -= size
+            if size < 65536:
+                return
+            if not run.wide[place]:
+                run.wide[place] = True
+                _widen(descriptor)
+
+    def _strays_of(self, everything: dict[int, tree.Process]) -> dict[int, set[str]]:
+        """Adopted children, and whose they may be: known by session, group or marker, else any
+        run that lived when the child was first seen, until only one of them is left."""
+        children = _children(os.getpid()) - self._mains.keys()
+        leaders = {run.pid: run.start_id for run in (*self._mains.values(), *self._ending.values())}
+        for pid in self._strays.keys() - children:
+            del self._strays[pid]
+        for pid in children - self._strays.keys():
+            one = everything.get(pid) or tree.process(pid)
+            if one is None:
+                continue
+            owner = leaders.get(one.session) or leaders.get(one.group) or tree.marker(pid)
+            if owner in leaders.values():
+                self._strays[pid] = {owner}
+            else:  # marked with a run that was told as ended: nobody's
+                self._strays[pid] = set() if owner in self._runs else set(leaders.values())
+        return self._strays
+
+    @staticmethod
+    def _kill(everything: dict[int, tree.Process], roots: set[int]) -> None:
+        for pid in tree.family(everything, roots):
+            one = everything.get(pid)
+            if one is not None:
+                tree.send(one, signal.SIGKILL)
+
+    def _note(self, kind: str, start_id: str, facts: Line) -> None:
+        """A line that cannot be written is that run's trouble alone, and is tried again."""
+        try:
+            self._journal.note(kind, start_id, facts)
+        except OSError:
+            self._unwritten.append((kind, start_id, facts))
+
+    def _never(self, start_id: str, why: Refused) -> None:
+        self._tell({"t": "never", "s": start_id, "errno": why.errno, "stage": why.stage})
+
+
+def _ended(pid: int) -> bool:
+    """Is our child a zombie?"""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _held(descriptor: int) -> int:
+    """How many bytes a FIFO holds now: a tree that writes for ever must not keep us reading."""
+    size: int = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, b"\0\0\0\0"))[0]
+    return size
+
+
+def _widen(descriptor: int) -> None:
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE)
+    except OSError as error:  # this user's pipes hold all that they may
+        if error.errno not in (errno.EPERM, errno.EBUSY, errno.ENOMEM):
+            raise
+
+
+def _children(pid: int) -> set[int]:
+    """Children of a single-threaded process, zombies too."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", "rb", buffering=0) as file:
+            parts = []
+            while part := file.read(65536):
+                parts.append(part)
+        return set(map(int, b"".join(parts).split()))
+    except FileNotFoundError:  # a kernel built without CONFIG_PROC_CHILDREN
+        return {one.pid for one in tree.snapshot().values() if one.parent == pid}

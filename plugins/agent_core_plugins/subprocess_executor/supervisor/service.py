@@ -1,0 +1,283 @@
+"""The supervisor's life: one loop over its socket, its children and their output."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+import traceback
+
+from .journal import VERSION, Journal, encode
+from .runs import Runs
+from .spawn import Spawner
+
+IDLE = 60.0  # seconds without a run and without an agent, after which a supervisor leaves
+LOOK_AGAIN = 0.02  # seconds between two looks at a tree that is being killed
+LINE_LIMIT = 8 * 1024 * 1024  # bytes of one request
+OWED_LIMIT = 16 * 1024 * 1024  # bytes that an agent may leave unread before it is hung up on
+GUESTS = 16  # connections that have not said hello
+PR_SET_CHILD_SUBREAPER = 36
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .journal import Line
+
+
+class Connection:
+    """One agent's end of the socket."""
+
+    __slots__ = ("blocked", "greeted", "number", "owed", "received", "socket")
+
+    def __init__(self, peer: socket.socket, number: int) -> None:
+        self.socket = peer
+        self.number = number
+        self.greeted = False
+        self.blocked = False  # until it has read some of what it is owed
+        self.received = bytearray()
+        self.owed = bytearray()
+
+
+class Service:
+    """One supervisor."""
+
+    def __init__(self, directory: str, listener: socket.socket) -> None:
+        self._epoll = select.epoll()
+        self._listener = listener
+        self._wakeup = _watch_signals()
+        self._connections: dict[int, Connection] = {}
+        self._agent: Connection | None = None
+        self._accepted = 0
+        self._journal = Journal(os.path.join(directory, "journal"))
+        self._runs = Runs(
+            self._journal, Spawner(os.path.join(directory, "f")), self._epoll, self._tell
+        )
+        self._epoll.register(listener.fileno(), select.EPOLLIN)
+        self._epoll.register(self._wakeup.fileno(), select.EPOLLIN)
+        self._idle_since = time.monotonic()
+
+    def run(self) -> None:
+        """Until nothing runs and no agent has been connected for a while."""
+        while True:
+            for descriptor, events in self._epoll.poll(self._patience()):
+                try:
+                    self._happened(descriptor, events)
+                except Exception:  # one event's trouble must not end everybody's runs
+                    _complain()
+            if self._runs.ending():
+                self._runs.look()
+            self._flush()
+            if self._over():
+                return
+
+    def _patience(self) -> float | None:
+        if self._runs.ending():
+            return LOOK_AGAIN
+        if self._agent is None and not self._runs.busy():
+            return max(0.0, self._idle_since + IDLE - time.monotonic())
+        return None
+
+    def _over(self) -> bool:
+        if self._agent is not None or self._runs.busy():
+            self._idle_since = time.monotonic()
+            return False
+        return time.monotonic() >= self._idle_since + IDLE
+
+    def _happened(self, descriptor: int, events: int) -> None:
+        if descriptor == self._wakeup.fileno():
+            with contextlib.suppress(BlockingIOError):
+                self._wakeup.recv(4096)
+            self._runs.reap()
+        elif descriptor == self._listener.fileno():
+            self._accept()
+        elif descriptor in self._connections:
+            self._converse(self._connections[descriptor], events)
+        elif self._runs.has(descriptor):
+            self._runs.output(descriptor)
+
+    # --- the socket
+
+    def _accept(self) -> None:
+        try:
+            peer, _ = self._listener.accept()
+        except OSError:
+            return
+        credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        user = struct.unpack("3i", credentials)[1]
+        if user != os.geteuid() or len(self._connections) >= GUESTS:
+            peer.close()
+            return
+        peer.setblocking(False)
+        self._accepted += 1
+        self._connections[peer.fileno()] = Connection(peer, self._accepted)
+        self._epoll.register(peer.fileno(), select.EPOLLIN)
+
+    def _converse(self, connection: Connection, events: int) -> None:
+        if events & select.EPOLLOUT:
+            self._send(connection)
+        if not events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
+            return
+        try:
+            data = connection.socket.recv(1024 * 1024)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._hang_up(connection)
+            return
+        connection.received += data
+        *lines, rest = connection.received.split(b"\n")
+        connection.received = rest
+        for line in lines:
+            if connection.socket.fileno() < 0:
+                return
+            self._request(connection, bytes(line))
+        if len(rest) > LINE_LIMIT:
+            self._hang_up(connection)
+
+    def _request(self, connection: Connection, raw: bytes) -> None:
+        """Carry out one line; one that makes no sense ends its connection, nothing else."""
+        try:
+            asked = json.loads(raw)
+            if asked["t"] == "hello":
+                self._hello(connection)
+            elif not connection.greeted:
+                self._hang_up(connection)
+            elif asked["t"] == "start":
+                self._start(asked)
+            elif asked["t"] == "signal":
+                done = self._runs.signal(asked["s"], int(asked["signal"]))
+                self._tell({"t": "signalled", "n": asked["n"], "done": done})
+            elif asked["t"] == "forget":
+                for start_id in asked["s"]:
+                    self._runs.forget(start_id)
+        except Exception:
+            _complain()
+            self._hang_up(connection)
+
+    def _start(self, asked: Line) -> None:
+        _check(asked)
+        self._runs.write_again()
+        self._runs.start(asked)
+
+    def _hello(self, connection: Connection) -> None:
+        """From now on this is the agent: what an older one has sent and we not read never counts.
+
+        Its request could otherwise start a task that the new one has booked as never begun.
+        """
+        for other in tuple(self._connections.values()):
+            if other.number < connection.number:
+                self._hang_up(other)
+        connection.greeted = True
+        self._agent = connection
+        self._tell(
+            {
+                "t": "hello",
+                "v": VERSION,
+                "journal": self._journal.journal_id,
+                "pid": os.getpid(),
+                "runs": self._runs.all(),
+            }
+        )
+
+    def _tell(self, line: Line) -> None:
+        """Put a line on its way to the agent. Without one it waits for the next hello's answer."""
+        if self._agent is not None:
+            self._agent.owed += encode(line)
+
+    def _flush(self) -> None:
+        if self._agent is not None and self._agent.owed:
+            self._send(self._agent)
+
+    def _send(self, connection: Connection) -> None:
+        try:
+            while connection.owed:
+                sent = connection.socket.send(connection.owed)
+                del connection.owed[:sent]
+        except BlockingIOError:
+            if len(connection.owed) > OWED_LIMIT:
+                self._hang_up(connection)
+            elif not connection.blocked:
+                connection.blocked = True
+                self._epoll.modify(connection.socket.fileno(), select.EPOLLIN | select.EPOLLOUT)
+        except OSError:
+            self._hang_up(connection)
+        else:
+            if connection.blocked:
+                connection.blocked = False
+                self._epoll.modify(connection.socket.fileno(), select.EPOLLIN)
+
+    def _hang_up(self, connection: Connection) -> None:
+        descriptor = connection.socket.fileno()
+        if descriptor >= 0:
+            del self._connections[descriptor]
+            connection.socket.close()
+        if self._agent is connection:
+            self._agent = None
+
+
+def _check(asked: Line) -> None:
+    """A start must have the form that the agent gives it."""
+    texts = [asked["s"], asked["cwd"], *asked["argv"], *asked["out"]]
+    texts += [*asked["env"].keys(), *asked["env"].values()]
+    sound = all(type(text) is str for text in texts) and "/" not in asked["s"]
+    if not sound or not asked["argv"] or len(asked["out"]) != 2 or type(asked["cap"]) is not int:
+        raise ValueError("a start that cannot be read")
+
+
+def _watch_signals() -> socket.socket:
+    """Nothing ends a supervisor but its own decision and KILL. Readable when a child ended.
+
+    Every handler is an empty function, never SIG_IGN: what is ignored would be ignored by the
+    tasks too, while handlers are reset by exec.
+    """
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    for signum in signal.valid_signals():
+        ignored = signal.getsignal(signum) is signal.SIG_IGN
+        if ignored or signum in (signal.SIGCHLD, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, _nothing)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.set_wakeup_fd(theirs.detach(), warn_on_full_buffer=False)
+    return ours
+
+
+def _nothing(signum: int, frame: object) -> None:
+    return
+
+
+_complaints = 0
+
+
+def _complain() -> None:
+    """Tracebacks go to the log in the runtime directory; a few tell as much as many."""
+    global _complaints  # noqa: PLW0603
+    _complaints += 1
+    if _complaints <= 100:
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+
+
+def main(arguments: list[str]) -> None:
+    """Become a supervisor: leave the agent's session and family, then serve."""
+    directory, descriptor = arguments[0], int(arguments[1])
+    if os.fork():
+        os._exit(0)  # the agent waits for this one; the supervisor is nobody's child
+    os.setsid()
+    os.chdir("/")
+    os.set_inheritable(descriptor, False)
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    listener = socket.socket(fileno=descriptor)
+    listener.setblocking(False)
+    try:
+        Service(directory, listener).run()
+    except BaseException:
+        _complain()
+        sys.exit(1)

@@ -1,0 +1,103 @@
+"""Which processes belong together: what /proc tells of parents, sessions and environments."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import namedtuple
+
+MARKER = b"REMOTEGPU_START_ID="
+ENVIRON_LIMIT = 4 * 1024 * 1024  # bytes of an environment that are searched
+
+Process = namedtuple("Process", "pid state parent group session ticks")
+"""One row of /proc; ticks is the start time, which with the pid names a process for ever."""
+
+
+def process(pid: int) -> Process | None:
+    """A process as it is now, or None if there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            data = file.read(1024)
+        fields = data[data.rindex(b")") + 2 :].split()  # the name may hold anything
+        state = fields[0].decode("ascii")
+        return Process(pid, state, *map(int, (*fields[1:4], fields[19])))
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def snapshot() -> dict[int, Process]:
+    """Every process, zombies too."""
+    found = (process(int(name)) for name in os.listdir("/proc") if name.isdecimal())
+    return {one.pid: one for one in found if one is not None}
+
+
+def marker(pid: int) -> str:
+    """The start id in the environment that a process was given; "" if it has none."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
+            data = b"\0" + file.read(ENVIRON_LIMIT)
+    except OSError:
+        return ""
+    at = data.find(b"\0" + MARKER)
+    if at < 0:
+        return ""
+    value = data[at + 1 + len(MARKER) :].split(b"\0", 1)[0]
+    return value.decode("utf-8", "surrogateescape")
+
+
+def family(everything: dict[int, Process], roots: set[int]) -> set[int]:
+    """The roots and all that descend from them."""
+    children: dict[int, list[int]] = {}
+    for one in everything.values():
+        children.setdefault(one.parent, []).append(one.pid)
+    found: set[int] = set()
+    waiting = list(roots)
+    while waiting:
+        pid = waiting.pop()
+        if pid not in found:
+            found.add(pid)
+            waiting.extend(children.get(pid, ()))
+    return found
+
+
+def belonging(everything: dict[int, Process], start_id: str, leader: int) -> set[int]:
+    """Whoever lives of a run: in its session or group, marked with its id, or their descendants.
+
+    Zombies do not count: they run no more, and whoever has to will reap them.
+    """
+    roots = {
+        one.pid
+        for one in everything.values()
+        if (leader and leader in (one.session, one.group)) or marker(one.pid) == start_id
+    }
+    return {pid for pid in family(everything, roots) if _lives(everything.get(pid))}
+
+
+def _lives(one: Process | None) -> bool:
+    return one is not None and one.state not in "ZX"
+
+
+def send(one: Process, signum: int) -> bool:
+    """Signal that very process, not another that has its number by now. False if it is gone."""
+    try:
+        descriptor = os.pidfd_open(one.pid)
+    except OSError:
+        return False
+    try:
+        now = process(one.pid)
+        if now is None or now.ticks != one.ticks:
+            return False
+        signal.pidfd_send_signal(descriptor, signum)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def send_group(leader: int, signum: int) -> None:
+    """Signal a process group, if it still has members."""
+    try:
+        os.killpg(leader, signum)
+    except (ProcessLookupError, PermissionError):
+        return
