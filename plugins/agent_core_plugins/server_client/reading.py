@@ -43,7 +43,7 @@ def read_tasks(
         key = _key(entry)
         if key is None:
             log.error("dropped a task without a usable id and attempt_id", entry=repr(entry)[:200])
-        elif entry.get("assigned_agent_id") not in {None, "", agent_id}:
+        elif entry.get("assigned_agent_id") not in (None, "", agent_id):
             log.error("dropped a task that is another agent's", task=key[0])
         else:
             fixed: dict[str, Any] = {"id": key[0], "attempt_id": key[1], "source": source}

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import structlog
-from agent_core_plugins.server_client import ServerClient, ServerClientSettings
 from structlog.testing import LogCapture
 
 from agent_core import Clock, PluginContext
 from agent_core.clock import SystemClock
 from agent_core.testing.agent import MemoryAgent
 from agent_core.testing.http_server import ScriptedServer, answer
+from agent_core_plugins.server_client import ServerClient, ServerClientSettings
 
 REGISTERED = answer({"capabilities": [], "lease_sec": 300, "limits": {}, "time": 0})
 TOKEN = "agent-token"

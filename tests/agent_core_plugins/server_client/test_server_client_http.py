@@ -5,11 +5,11 @@ import gzip
 import json
 
 import pytest
-from agent_core_plugins.server_client.http import Server, judge
 
 from agent_core import Code, Instant, Unreachable
 from agent_core.clock import SystemClock
 from agent_core.testing.http_server import NOT_FOUND, Reply, ScriptedServer, answer, as_json
+from agent_core_plugins.server_client.http import Server, judge
 
 OK_BODY = b'{"code":0,"message":"success","data":{"tasks":[]}}'
 HTML = b"<html><body>502 Bad Gateway</body></html>"
