@@ -1,5 +1,6 @@
 """`tasks`, `task` and `cancel`: look at tasks, and stop one."""
 
+import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ STATUSES = (
     "pending", "queued", "assigned", "running", "suspended", "preempted",
     "completed", "failed", "cancelled",
 )  # fmt: skip
+COMMAND_LIMIT = 1000  # characters of a command line that are shown; --json has them all
 ALL_LIMIT = 10_000  # rows that one `--all` shows
 
 COLUMNS = (
@@ -127,12 +129,11 @@ def task(task_id: str, as_json: bool) -> None:
 
 
 def _fields(task: Mapping[str, Json]) -> list[tuple[str, str]]:
-    command = [task.get("command"), *(task.get("args") or ())]
     return [
         ("id", words(task["id"])),
         ("name", words(task.get("name"))),
         ("type", words(task.get("type"))),
-        ("command", " ".join(words(word) for word in command)),
+        ("command", _command(task)),
         ("workdir", words(task.get("workdir"))),
         ("status", words(task["status"])),
         ("progress", remark(task) if task["status"] == "running" else ""),
@@ -153,6 +154,16 @@ def _fields(task: Mapping[str, Json]) -> list[tuple[str, str]]:
         ("took", took(task.get("started_at"), task.get("ended_at"))),
         ("lease until", moment(task.get("lease_expires_at"))),
     ]  # fmt: skip
+
+
+def _command(task: Mapping[str, Json]) -> str:
+    """As a shell would want it written, if it is a program with arguments; else its text."""
+    args = task.get("args")
+    if isinstance(args, list) and (args or task.get("exec")):
+        line = shlex.join(str(word) for word in (task.get("command"), *args))
+    else:
+        line = str(task.get("command") or "")
+    return words(line if len(line) <= COMMAND_LIMIT else line[:COMMAND_LIMIT] + " …")
 
 
 def _retries(task: Mapping[str, Json]) -> str:
