@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -25,7 +25,6 @@ DEFAULTS = (  # the one place where core names plugins
     "machine_metrics",
 )
 RESERVED = frozenset({"agent", "shutdown", "plugins", "log"})  # core's own settings tables
-ONE = ("store", "schedule")  # hooks that exactly one plugin answers
 _NAME = re.compile(r"(?!.*__)[a-z][a-z0-9_]*", re.ASCII)
 
 
@@ -199,7 +198,8 @@ def build(
         try:
             manager.register(plugin, name=info.name)
         except (pluggy.PluginValidationError, ValueError) as error:
-            raise PluginError(f"{info.label} cannot be registered: {error}") from None
+            reason = "; ".join(str(error).splitlines())
+            raise PluginError(f"{info.label} cannot be registered: {reason}") from None
     try:
         manager.check_pending()
     except pluggy.PluginValidationError as error:
@@ -219,19 +219,3 @@ def _make(info: PluginInfo, section: object, context: PluginContext) -> object:
         ) from error
     _check_hooks(info.label, plugin)
     return plugin
-
-
-def check_ones(infos: Iterable[PluginInfo]) -> None:
-    """The hooks that exactly one plugin answers have exactly one. Raises PluginError."""
-    known = list(infos)
-    for hook in ONE:
-        names = [info.name for info in known if hook in info.hooks]
-        if not names:
-            raise PluginError(
-                f"no enabled plugin implements {hook}; enable one by the [plugins] table"
-            )
-        if len(names) > 1:
-            raise PluginError(
-                f"{' and '.join(names)} all implement {hook}, and only one may; "
-                "put the others into plugins.disable"
-            )
