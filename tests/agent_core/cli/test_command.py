@@ -197,3 +197,13 @@ async def test_a_terminal_that_cannot_show_a_character_gets_its_number(
     out, _ = await process.communicate()
     assert process.returncode == 0
     assert b"\xe9\\u20ac" in out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_docs_name_every_command_and_option(name: str) -> None:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    page = (Path(__file__).parents[3] / "docs" / "cli.md").read_text()
+    assert f"`remotegpu {name}" in page
+    options = [opt for param in command.params for opt in param.opts if opt.startswith("-")]
+    assert [opt for opt in options if f"{opt}" not in page] == []
