@@ -77,7 +77,9 @@ def _absolute(_ctx: click.Context, _param: click.Parameter, path: str) -> str:
 @click.option("--priority", type=click.IntRange(1, 10), help="1 is the most urgent; default 5.")
 @click.option("--timeout", type=Duration(), help="Longest time of one run; default 1h.")
 @click.option("--retries", type=click.IntRange(0), help="Runs after a failed one; default 0.")
-@click.option("--retry-delay", type=Duration(), help="Pause before a retry; default 60s.")
+@click.option(
+    "--retry-delay", type=Duration(), help="Pause before a retry; default 60s, which 0 means too."
+)
 @click.option(
     "--env", metavar="NAME=VALUE", multiple=True, callback=_variable,
     help="A variable of the task's environment. May be repeated.",
@@ -100,7 +102,7 @@ def submit(ctx: click.Context, /, **given: Any) -> None:
     """
     fields = _what(ctx.meta.get(DIRECT), given["file"], given["text"], given["kind"])
     fields |= _how(given)
-    _check_text(fields)
+    _check_size(fields)
     as_json, waits = given["as_json"], given["wait"]
     if not waits:
         with connect(as_json=as_json) as client:
@@ -169,12 +171,14 @@ def _checked(text: str, kind: str, form: str) -> dict[str, Json]:
     return {"command": text, "type": kind}
 
 
-def _check_text(fields: dict[str, Json]) -> None:
-    """Arguments may hold any bytes; JSON holds text."""
+def _check_size(fields: dict[str, Json]) -> None:
+    """Arguments may hold any bytes and be long; JSON holds text, and a request 1 MiB."""
     try:
-        json.dumps(fields, ensure_ascii=False).encode()
+        size = len(json.dumps(fields, ensure_ascii=False).encode())
     except UnicodeEncodeError:
         raise click.UsageError("an argument or option is no UTF-8 text") from None
+    if size > USER_BODY_LIMIT:
+        raise click.UsageError(f"as JSON that is {size} bytes, and a task has {USER_BODY_LIMIT}")
 
 
 def _how(given: dict[str, Any]) -> dict[str, Json]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from agent_core.api.client import Client
 
 STATUSES = (
-    "pending", "queued", "assigned", "running", "suspended", "preempted",
+    "pending", "assigned", "running", "suspended", "preempted",
     "completed", "failed", "cancelled",
 )  # fmt: skip
 COMMAND_LIMIT = 1000  # characters of a command line that are shown; --json has them all
@@ -100,8 +100,14 @@ def remark(task: Mapping[str, Json]) -> str:
         return words(task.get("error"))
     if task.get("cancel_requested_at"):
         return "being cancelled"
+    if task.get("unreachable_since"):
+        return f"machine: unreachable since {moment(task['unreachable_since'])}"
+    if task.get("next_run_at"):
+        return f"runs again at {moment(task['next_run_at'])}"
+    if task.get("status") != "running":
+        return ""
     percent = task.get("progress")
-    done = "" if percent is None or task.get("status") != "running" else f"{words(percent)}% "
+    done = "" if percent is None else f"{words(percent)}% "
     return done + words(task.get("progress_message"))
 
 
@@ -136,8 +142,9 @@ def _fields(task: Mapping[str, Json]) -> list[tuple[str, str]]:
         ("command", _command(task)),
         ("workdir", words(task.get("workdir"))),
         ("status", words(task["status"])),
-        ("progress", remark(task) if task["status"] == "running" else ""),
+        ("note", "" if task.get("error") else remark(task)),
         ("cancel requested", moment(task.get("cancel_requested_at"))),
+        ("cancel reason", words(task.get("cancel_reason"))),
         ("exit code", words(task.get("exit_code"))),
         ("signal", words(task.get("signal"))),
         ("reason", words(task.get("reason"))),

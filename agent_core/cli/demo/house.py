@@ -43,6 +43,7 @@ class House:
         # What our agent leaves behind becomes our child, so that we can end it.
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self.directory = Path(tempfile.mkdtemp(prefix="remotegpu-demo-"))
+        self._runtime = _runtime(self.directory)
         self.user_token = secrets.token_urlsafe(24)
         self.url = ""
         self._agent_token = secrets.token_urlsafe(24)
@@ -62,7 +63,7 @@ class House:
             {
                 "agent": {
                     "state_dir": str(self._private("agent")),
-                    "runtime_dir": str(self._private("run")),
+                    "runtime_dir": str(self._runtime),
                     "max_workers": 2,
                 },
                 "shutdown": {"grace": 5},
@@ -89,7 +90,8 @@ class House:
             if name in self._children:
                 _end(self._children.pop(name), hurry)
         _end_leftovers()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        for directory in (self._runtime, self.directory):
+            shutil.rmtree(directory, ignore_errors=True)
 
     def _open_server(self, pause: Callable[[float], None]) -> None:
         port = _free_port()
@@ -142,6 +144,16 @@ class House:
             return "(no log)"
         lines = text.decode("utf-8", "replace").splitlines()[-LOG_LINES:]
         return "\n".join(f"  {line}" for line in lines) or "  (it said nothing)"
+
+
+def _runtime(directory: Path) -> Path:
+    """Where sockets are: in memory if that can be, and with a short name in any case."""
+    try:
+        return Path(tempfile.mkdtemp(prefix="remotegpu-demo-", dir="/dev/shm"))  # noqa: S108
+    except OSError:
+        inside = directory / "run"
+        inside.mkdir(mode=0o700)
+        return inside
 
 
 def _environment() -> dict[str, str]:
