@@ -149,7 +149,7 @@ class House:
 def _runtime(directory: Path) -> Path:
     """Where sockets are: in memory if that can be, and with a short name in any case."""
     try:
-        return Path(tempfile.mkdtemp(prefix="remotegpu-demo-", dir="/dev/shm"))  # noqa: S108
+        return Path(tempfile.mkdtemp(prefix="remotegpu-demo-", dir="/dev/shm"))
     except OSError:
         inside = directory / "run"
         inside.mkdir(mode=0o700)
