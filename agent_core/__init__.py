@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent_core.api import wire
 from agent_core.api.wire import Answer, Code, Json
-from agent_core.backoff import Backoff
+from agent_core.backoff import Backoff, pause
 from agent_core.clock import Clock, Instant
 from agent_core.errors import (
     Conflict,
@@ -42,15 +42,16 @@ from agent_core.models import (
     Usage,
     Verdict,
 )
+from agent_core.program import find_program, never_ran
 from agent_core.protocols import AgentHandle, Execution, Held, PluginContext, Scheduler, Store
 
 if TYPE_CHECKING:
-    from agent_core.child import ChildExecution, never_ran, signal_name
+    from agent_core.child import ChildExecution, signal_name
     from agent_core.sections import Duration, SecretText, Section, Text
 
 __version__ = "0.1.0"
 _SECTIONS = frozenset({"Duration", "SecretText", "Section", "Text"})
-_CHILD = frozenset({"ChildExecution", "never_ran", "signal_name"})
+_CHILD = frozenset({"ChildExecution", "signal_name"})
 
 
 if not TYPE_CHECKING:  # a type checker must go on refusing names that are not here
@@ -122,8 +123,10 @@ __all__ = [
     "Usage",
     "Verdict",
     "__version__",
+    "find_program",
     "hookimpl",
     "never_ran",
+    "pause",
     "signal_name",
     "wire",
 ]

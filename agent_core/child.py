@@ -19,53 +19,18 @@ import struct
 import subprocess
 import termios
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Self
 
+from agent_core import processes
 from agent_core.errors import NeverRan
 from agent_core.models import Launch, Outcome, Reason, Stream, Usage
+from agent_core.program import PATH, never_ran
 from agent_core.protocols import Execution
 
 CAP = 1024 * 1024  # bytes kept of each stream
 READ = 256 * 1024  # bytes read at once
 LOOK_AGAIN = (0.001, 0.25)  # seconds between two looks at a tree that is being killed: first, most
-PASSING = frozenset(
-    {errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EDQUOT}
-)
-PATH = "/usr/local/bin:/usr/bin:/bin"  # where programs are looked for if the task has no PATH
-
-
-def never_ran(
-    number: int, *, argv: Sequence[str], cwd: str, path: str = PATH, at: str = "exec"
-) -> NeverRan:
-    """An errno as a sentence for the person who submitted the task.
-
-    `at` is the stage that failed: "cwd", "exec", or any other word for what the site must put
-    right. What may pass by itself (no memory, no room, too many processes) is marked so.
-    """
-    reason = os.strerror(number)
-    if number in PASSING:
-        return NeverRan(f"no process could be started now ({at}): {reason}", passing=True)
-    if at == "cwd":
-        return NeverRan(f"the working directory {cwd} cannot be used: {reason}")
-    if at != "exec":
-        return NeverRan(f"no process could be started ({at}): {reason}", passing=True)
-    program = argv[0]
-    if number == errno.ENOENT:
-        if "/" not in program:
-            return NeverRan(f"there is no program {program} in PATH ({path})")
-        if os.path.exists(os.path.join(cwd, program)):
-            return NeverRan(f"the interpreter that {program} names in its first line is missing")
-        return NeverRan(f"there is no program {program}")
-    if number == errno.EACCES:
-        return NeverRan(f"{program} is not executable for this user: {reason}")
-    if number == errno.ENOEXEC:
-        return NeverRan(
-            f"{program} is no program of this machine; a script needs a first line like #!/bin/sh"
-        )
-    if number == errno.E2BIG:
-        return NeverRan("the command and its environment are larger than this system takes")
-    return NeverRan(f"{program} cannot be started: {reason}")
 
 
 class Capture:
@@ -102,10 +67,13 @@ class ChildExecution(Execution):
     Use `start`. A subclass may override `signal` where a wrapper has a better way.
     """
 
-    def __init__(self, process: "subprocess.Popen[bytes]", start_id: str, cap: int) -> None:
+    def __init__(
+        self, process: "subprocess.Popen[bytes]", start_id: str, cap: int, *, wrapped: bool
+    ) -> None:
         self.handle = {"pid": process.pid}
         self._pid = process.pid
         self._start_id = start_id
+        self._wrapped = wrapped
         self._began = time.monotonic()
         self._captures: dict[Stream, Capture] = {"stdout": Capture(cap), "stderr": Capture(cap)}
         self._pipes: dict[int, Capture] = {}
@@ -132,12 +100,13 @@ class ChildExecution(Execution):
         cwd: str | None = None,
         grace: float = 10.0,
         max_output_size: int = CAP,
-        pass_fds: Sequence[int] = (),
+        wrapped: bool = False,
     ) -> Self:
         """Start `argv` (the launch's own if not given) with exactly this environment.
 
         `grace` is seconds between TERM and KILL, `max_output_size` bytes kept of each stream.
-        Raises NeverRan if no process began.
+        `wrapped`: argv[0] is a wrapper that would end at a TERM without its task having had its
+        grace; signals but KILL go past it to what runs inside. Raises NeverRan if no process began.
         """
         argv, cwd = list(argv or launch.argv), cwd or launch.cwd
         env = launch.env if env is None else env
@@ -152,7 +121,6 @@ class ChildExecution(Execution):
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
-                pass_fds=pass_fds,
             )
         except ValueError as error:
             raise NeverRan(f"the command or its environment cannot be used: {error}") from error
@@ -160,7 +128,7 @@ class ChildExecution(Execution):
             at = "cwd" if error.filename == cwd != argv[0] else "exec"
             path = env.get("PATH", PATH)
             raise never_ran(error.errno or 0, argv=argv, cwd=cwd, path=path, at=at) from error
-        execution = cls(process, launch.start_id, max_output_size)
+        execution = cls(process, launch.start_id, max_output_size, wrapped=wrapped)
         execution.grace = grace
         return execution
 
@@ -176,7 +144,12 @@ class ChildExecution(Execution):
     async def signal(self, signum: int) -> bool:
         if self._reaped or _is_zombie(self._pid):
             return False
-        os.killpg(self._pid, signum)
+        everything = processes.living()
+        tree = processes.of_run(everything, self._pid, self._start_id)
+        if self._wrapped and signum != signal.SIGKILL:
+            wrapper = processes.program(self._pid)
+            tree = {pid for pid in tree if processes.program(pid) != wrapper} or {self._pid}
+        _send(tree, signum)
         return True
 
     async def tail(self, stream: Stream, limit: int) -> bytes:
@@ -220,16 +193,15 @@ class ChildExecution(Execution):
         if not self._ended.done():
             self._ended.set_result((status, used))
 
-    def _left(self) -> list[int]:
-        """Whoever lives in its session or bears its marker.
+    def _left(self) -> set[int]:
+        """Whoever lives of it.
 
         A session keeps its number while a member lives; a process that has the number now is a
         stranger, and the session gone.
         """
-        session = 0 if os.path.exists(f"/proc/{self._pid}") else self._pid
-        mark = b"\0REMOTEGPU_START_ID=%s\0" % os.fsencode(self._start_id)
-        names = (name for name in os.listdir("/proc") if name.isdecimal())
-        return [int(name) for name in names if _belongs(name, session, mark)]
+        everything = processes.living()
+        leader = 0 if self._pid in everything else self._pid
+        return processes.of_run(everything, leader, self._start_id)
 
     def _outcome(self, status: int, used: Any) -> Outcome:
         stdout, dropped_stdout = self._captures["stdout"].kept()
@@ -265,22 +237,7 @@ def _is_zombie(child: int) -> bool:
     return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def _belongs(name: str, session: int, mark: bytes) -> bool:
-    try:
-        with open(f"/proc/{name}/stat", "rb", buffering=0) as file:
-            data = file.read(1024)
-        fields = data[data.rindex(b")") + 2 :].split()
-        if fields[0] in b"ZX":
-            return False
-        if session and session in (int(fields[2]), int(fields[3])):
-            return True
-        with open(f"/proc/{name}/environ", "rb", buffering=0) as file:
-            return mark in b"\0" + file.read(4 * 1024 * 1024)
-    except (OSError, ValueError, IndexError):
-        return False
-
-
-def _send(pids: Sequence[int], signum: int) -> None:
+def _send(pids: Collection[int], signum: int) -> None:
     for pid in pids:
         with contextlib.suppress(OSError):
             os.kill(pid, signum)

@@ -183,7 +183,7 @@ class House:
                 errno.ECHILD,
                 f"the supervisor ended as soon as it was started; {directory}/log says why",
             )
-        self._context.log.info("started a supervisor", place=place)
+        self._context.log.info("started a supervisor", place=place, pid=link.pid)
         return link
 
     def retire(self, link: Link) -> None:

@@ -38,6 +38,7 @@ class Link(asyncio.Protocol):
 
     def __init__(self, journal_id: str) -> None:
         self.journal_id = journal_id
+        self.pid = 0  # of the supervisor
         self.runs: dict[str, Tracked] = {}
         self.lost = False
         self._loop = asyncio.get_running_loop()
@@ -133,6 +134,7 @@ class Link(asyncio.Protocol):
                 f"a supervisor of protocol version {answer.get('v')} answers where one of"
                 f" version {VERSION} was started; let its tasks end, or stop it"
             )
+        self.pid = answer["pid"]
         for facts in answer["runs"]:
             self.runs[facts["s"]] = Tracked(facts=facts, end=facts.get("end"))
 

@@ -1,0 +1,64 @@
+"""The program that a task names: where it is, and in words why it could not be started."""
+
+import errno
+import os
+from collections.abc import Mapping, Sequence
+
+from agent_core.errors import NeverRan
+from agent_core.models import Launch
+
+PASSING = frozenset(
+    {errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EDQUOT}
+)
+PATH = "/usr/local/bin:/usr/bin:/bin"  # where programs are looked for if the task has no PATH
+
+
+def never_ran(
+    number: int, *, argv: Sequence[str], cwd: str, path: str = PATH, at: str = "exec"
+) -> NeverRan:
+    """An errno as a sentence for the person who submitted the task.
+
+    `at` is the stage that failed: "cwd", "exec", or any other word for what the site must put
+    right. What may pass by itself (no memory, no room, too many processes) is marked so.
+    """
+    reason = os.strerror(number)
+    if number in PASSING:
+        return NeverRan(f"no process could be started now ({at}): {reason}", passing=True)
+    if at == "cwd":
+        return NeverRan(f"the working directory {cwd} cannot be used: {reason}")
+    if at != "exec":
+        return NeverRan(f"no process could be started ({at}): {reason}", passing=True)
+    program = argv[0]
+    if number == errno.ENOENT:
+        if "/" not in program:
+            return NeverRan(f"there is no program {program} in PATH ({path})")
+        if os.path.exists(os.path.join(cwd, program)):
+            return NeverRan(f"the interpreter that {program} names in its first line is missing")
+        return NeverRan(f"there is no program {program}")
+    if number == errno.EACCES:
+        return NeverRan(f"{program} is not executable for this user: {reason}")
+    if number == errno.ENOEXEC:
+        return NeverRan(
+            f"{program} is no program of this machine; a script needs a first line like #!/bin/sh"
+        )
+    if number == errno.E2BIG:
+        return NeverRan("the command and its environment are larger than this system takes")
+    return NeverRan(f"{program} cannot be started: {reason}")
+
+
+def find_program(launch: Launch, env: Mapping[str, str]) -> str:
+    """The file that `launch.argv[0]` names, for executors whose wrapper would not tell.
+
+    Raises NeverRan if there is none, or it is not executable.
+    """
+    name, path = launch.argv[0], env.get("PATH", PATH)
+    if "/" in name:
+        candidates = [os.path.join(launch.cwd, name)]
+    else:
+        candidates = [os.path.join(part or ".", name) for part in path.split(os.pathsep)]
+    files = [file for file in candidates if os.path.isfile(file)]
+    for file in files:
+        if os.access(file, os.X_OK):
+            return file
+    number = errno.EACCES if files else errno.ENOENT
+    raise never_ran(number, argv=launch.argv, cwd=launch.cwd, path=path)
