@@ -23,6 +23,7 @@ from agent_core.errors import RemoteGPUError
 
 START_LIMIT: Final = 60.0  # seconds until /health answers, on a very slow machine
 STOP_LIMIT: Final = 20.0  # seconds between TERM and KILL of one of our processes
+LEAVE_LIMIT: Final = 1.0  # seconds for what the agent left behind; a supervisor heeds no TERM
 LOG_LINES: Final = 15  # of a process that died
 PORT_TRIES: Final = 3  # somebody else may take a port between our look and the server's
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -41,7 +42,7 @@ class House:
 
     def __init__(self) -> None:
         # What our agent leaves behind becomes our child, so that we can end it.
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self.directory = Path(tempfile.mkdtemp(prefix="remotegpu-demo-"))
         self._runtime = _runtime(self.directory)
         self.user_token = secrets.token_urlsafe(24)
@@ -224,5 +225,5 @@ def _end_leftovers() -> None:
                 end(process)
             except psutil.NoSuchProcess:
                 continue
-        if not psutil.wait_procs(left, timeout=3)[1]:
+        if not psutil.wait_procs(left, timeout=LEAVE_LIMIT)[1]:
             break

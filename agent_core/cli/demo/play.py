@@ -5,20 +5,17 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Final
 
-import click
-
 from agent_core.api.client import Client
 from agent_core.api.wire import Json
 from agent_core.cli.demo.board import Board, board
-from agent_core.cli.demo.house import ChildDied, House
+from agent_core.cli.demo.house import House
 from agent_core.cli.demo.workload import PRIME_COUNT, Job, jobs, primes_found
 from agent_core.cli.exits import Exit
-from agent_core.cli.text import visible_lines
 from agent_core.cli.wait import FINAL
 from agent_core.errors import Refused, RemoteGPUError, Unreachable
 
@@ -38,23 +35,29 @@ class Signals:
 
     def __init__(self) -> None:
         self._count = 0
-        self._gentle = False
+        self._held = True
 
     def take(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number is signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._caught)
 
+    def release(self) -> None:
+        """From now on a signal raises Stopped, one that came already as well."""
+        self._held = False
+        if self._count:
+            raise Stopped
+
     def hold(self) -> None:
         """From now on signals only hurry: cleaning up is not to be cut short."""
-        self._gentle, self._count = True, 0
+        self._held, self._count = True, 0
 
     def hurry(self) -> bool:
         return self._count > 0
 
     def _caught(self, _number: int, _frame: FrameType | None) -> None:
         self._count += 1
-        if not self._gentle:
+        if not self._held:
             raise Stopped
 
 
@@ -64,19 +67,13 @@ def play(*, once: bool, as_json: bool) -> int:
     signals = Signals()
     signals.take()
     code: int = Exit.INTERRUPTED
-    try:
-        with _house(signals, shown) as house:
-            code = _workload(house, shown)
-            if not once:
-                _try_next(house, shown)
-                while True:
-                    house.check()
-                    time.sleep(0.5)
-    except Stopped:
-        return code
-    except ChildDied as error:
-        click.echo(f"remotegpu: {visible_lines(str(error))}", err=True)
-        return Exit.FAILED
+    with suppress(Stopped), _house(signals, shown) as house:
+        code = _workload(house, shown)
+        if not once:
+            _try_next(house, shown)
+            while True:
+                house.check()
+                time.sleep(0.5)
     return code
 
 
@@ -84,13 +81,16 @@ def play(*, once: bool, as_json: bool) -> int:
 def _house(signals: Signals, shown: Board) -> Iterator[House]:
     house = House()
     try:
+        signals.release()
         shown.say(f"Starting a control plane and an agent in {house.directory} …")
         house.open(time.sleep)
         yield house
     finally:
         signals.hold()
-        _cancel_all(house, shown, signals)
-        house.close(signals.hurry)
+        try:
+            _cancel_all(house, shown, signals)
+        finally:
+            house.close(signals.hurry)
 
 
 def _workload(house: House, shown: Board) -> int:
@@ -169,9 +169,9 @@ def _cancel_all(house: House, shown: Board, signals: Signals) -> None:
         with Client(house.url, house.user_token, timeout=3.0) as client:
             while open_tasks := _unfinished(client):
                 if not told:
-                    shown.say(f"Cancelling {len(open_tasks)} unfinished tasks …")
                     told = True
                     _cancel(client, open_tasks)
+                    shown.say(f"{len(open_tasks)} unfinished tasks are being cancelled …")
                 if signals.hurry() or time.monotonic() > until:
                     return
                 time.sleep(0.1)
