@@ -1,0 +1,238 @@
+"""Between the agent's data and the rows of its database."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from agent_core import (
+    Event,
+    EventKind,
+    Instant,
+    Key,
+    Lease,
+    Outcome,
+    Reason,
+    Status,
+    StoreError,
+    Task,
+    TaskRun,
+    Usage,
+)
+from agent_core_plugins.sqlite_store import statements as sql
+
+Row = Sequence[Any]
+
+MOVING = frozenset(  # the second group of Task's fields: what a move may change
+    {
+        "status",
+        "lease",
+        "due_at",
+        "retry_count",
+        "run_no",
+        "start_id",
+        "assigned_at",
+        "started_at",
+        "executor",
+        "handle",
+        "outcome",
+    }
+)
+_INSTANTS = ("assigned_at", "started_at")
+_EMPTY = "{}"
+_ENCODER = json.JSONEncoder(separators=(",", ":"), check_circular=True)
+_AT = {name: place for place, name in enumerate(sql.TASK)}
+_OUTCOME_AT = _AT["reason"]
+_LEASE_AT = _AT["lease"]
+_ASSIGNED_AT = _AT["assigned_at"]
+_STARTED_AT = _AT["started_at"]
+_NOT_ENDED: tuple[object, ...] = (None,) * len(sql.OUTCOME)
+
+
+def _dumps(value: Any) -> str:
+    return _ENCODER.encode(value) if value else _EMPTY
+
+
+def _loads(text: str) -> Any:
+    return {} if text == _EMPTY else json.loads(text)
+
+
+def task_row(task: Task) -> tuple[object, ...]:
+    """In the order of `statements.ADD_TASK`, which is the table's."""
+    return (
+        task.id,
+        task.attempt_id,
+        task.source,
+        task.name,
+        task.type,
+        task.command,
+        _ENCODER.encode(list(task.args)),
+        task.exec,
+        task.workdir,
+        _dumps(dict(task.env)),
+        task.timeout,
+        task.priority,
+        task.max_retries,
+        task.retry_delay,
+        task.created_at,
+        task.unreadable,
+        _dumps(dict(task.extra)),
+        task.status.value,
+        *_instant_row(task.lease.until if task.lease else None),
+        task.due_at,
+        task.retry_count,
+        task.run_no,
+        task.start_id,
+        *_instant_row(task.assigned_at),
+        *_instant_row(task.started_at),
+        task.executor,
+        _dumps(dict(task.handle)),
+        *outcome_row(task.outcome),
+    )
+
+
+def changed_columns(changes: Mapping[str, Any]) -> dict[str, object]:
+    """The columns that a move changes. Raises StoreError for a field that no move may change."""
+    if foreign := changes.keys() - MOVING:
+        raise StoreError(f"a move cannot change {', '.join(sorted(foreign))} of a task")
+    columns: dict[str, object] = {}
+    for name, value in changes.items():
+        if name == "outcome":
+            columns.update(zip(sql.OUTCOME, outcome_row(value), strict=True))
+        elif name == "lease" or name in _INSTANTS:
+            instant = value.until if name == "lease" and value else value
+            names = (name, f"{name}_boottime", f"{name}_boot_id")
+            columns.update(zip(names, _instant_row(instant), strict=True))
+        elif name == "handle":
+            columns[name] = _dumps(dict(value))
+        else:
+            columns[name] = value.value if isinstance(value, Status) else value
+    return columns
+
+
+def outcome_row(outcome: Outcome | None) -> tuple[object, ...]:
+    if outcome is None:
+        return _NOT_ENDED
+    return (
+        outcome.reason.value,
+        outcome.exit_code,
+        outcome.signal,
+        int(outcome.error_code),
+        # Words for people, made of anything (a path, another program's text): kept readable.
+        outcome.error.encode("utf-8", "replace").decode("utf-8"),
+        outcome.dropped_stdout,
+        outcome.dropped_stderr,
+        _ENCODER.encode(asdict(outcome.usage)) if outcome.usage else None,
+        outcome.ended_at,
+        outcome.stdout,
+        outcome.stderr,
+    )
+
+
+def run_row(key: Key, run: TaskRun) -> tuple[object, ...]:
+    return (*key, run.run_no, run.started_at, *outcome_row(run.outcome))
+
+
+def event_row(event: Event) -> dict[str, object]:
+    return {
+        "kind": event.kind.value,
+        "task_id": event.key.task_id,
+        "attempt_id": event.key.attempt_id,
+        "source": event.source,
+        "run_no": event.run_no,
+        "at": event.at,
+        "started_at": event.started_at,
+        "next_run_at": event.next_run_at,
+    }
+
+
+def as_task(row: Row) -> Task:
+    """Of a whole row, or of one without its last two columns, the output."""
+    return Task(
+        id=row[0],
+        attempt_id=row[1],
+        source=row[2],
+        name=row[3],
+        type=row[4],
+        command=row[5],
+        args=tuple(json.loads(row[6])),
+        exec=bool(row[7]),
+        workdir=row[8],
+        env=_loads(row[9]),
+        timeout=row[10],
+        priority=row[11],
+        max_retries=row[12],
+        retry_delay=row[13],
+        created_at=row[14],
+        unreadable=row[15],
+        extra=_loads(row[16]),
+        status=Status(row[17]),
+        lease=_lease(row[_LEASE_AT : _LEASE_AT + 3]),
+        due_at=row[_AT["due_at"]],
+        retry_count=row[_AT["retry_count"]],
+        run_no=row[_AT["run_no"]],
+        start_id=row[_AT["start_id"]],
+        assigned_at=_instant(row[_ASSIGNED_AT : _ASSIGNED_AT + 3]),
+        started_at=_instant(row[_STARTED_AT : _STARTED_AT + 3]),
+        executor=row[_AT["executor"]],
+        handle=_loads(row[_AT["handle"]]),
+        outcome=as_outcome(row[_OUTCOME_AT:]),
+    )
+
+
+def as_outcome(row: Row) -> Outcome | None:
+    """Of the outcome's columns, with or without the last two, the output."""
+    if row[0] is None:
+        return None
+    stdout, stderr = row[9:11] if len(row) > 9 else (b"", b"")
+    return Outcome(
+        reason=Reason(row[0]),
+        exit_code=row[1],
+        signal=row[2],
+        error_code=row[3],
+        error=row[4],
+        dropped_stdout=row[5],
+        dropped_stderr=row[6],
+        usage=Usage(**json.loads(row[7])) if row[7] else None,
+        ended_at=row[8],
+        stdout=stdout,
+        stderr=stderr,
+    )
+
+
+def as_run(row: Row) -> TaskRun:
+    outcome = as_outcome(row[2:])
+    assert outcome is not None, "a run on record has ended"
+    return TaskRun(row[0], row[1], outcome)
+
+
+def as_event(row: Row, outcome: Outcome | None) -> Event:
+    """Of the outbox's columns."""
+    return Event(
+        kind=EventKind(row[0]),
+        key=Key(row[1], row[2]),
+        source=row[3],
+        run_no=row[4],
+        at=row[5],
+        started_at=row[6],
+        next_run_at=row[7],
+        seq=row[8],
+        outcome=outcome,
+    )
+
+
+def _instant_row(instant: Instant | None) -> tuple[object, object, object]:
+    if instant is None:
+        return None, None, None
+    return instant.wall, instant.boottime, instant.boot_id
+
+
+def _instant(row: Row) -> Instant | None:
+    if row[0] is None:
+        return None
+    return Instant(wall=row[0], boottime=row[1], boot_id=row[2])
+
+
+def _lease(row: Row) -> Lease | None:
+    until = _instant(row)
+    return Lease(until=until) if until else None
