@@ -20,7 +20,7 @@ help:
 	@echo 'make check          linters, types, import contracts, and the coverage gate of the core'
 	@echo 'make test-engines   the tests that need bubblewrap (REQUIRE_ENGINES=1: none may skip)'
 	@echo 'make bench          tasks per second against xargs, and where the time goes'
-	@echo 'make docs           write docs/settings.md anew from the models'
+	@echo 'make docs           write settings.toml and docs/settings.md anew from the models'
 	@echo 'make clean          remove $(VENV) and everything that was built or cached'
 
 run: $(VENV)/.run
@@ -44,7 +44,7 @@ bench: $(VENV)/.test
 	@$(BIN)/python -m tests.load.bench $(ARGS)
 
 docs: $(VENV)/.run
-	@$(BIN)/python -m agent_core.settings_page > docs/settings.md
+	@$(BIN)/python docs/make_settings.py
 
 clean:
 	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
