@@ -60,8 +60,14 @@ class Handle:
         runner = self._worker.runner(key)
         return await runner.progress() if runner else None
 
-    async def outbox(self, *, limit: int, skip: Collection[Key] = frozenset()) -> list[Event]:
-        events = await self._store.outbox(limit=limit, skip=skip)
+    async def outbox(
+        self,
+        *,
+        limit: int,
+        skip: Collection[Key] = frozenset(),
+        skip_sources: Collection[str] = frozenset(),
+    ) -> list[Event]:
+        events = await self._store.outbox(limit=limit, skip=skip, skip_sources=skip_sources)
         self._outstanding.update((event.seq, event.key) for event in events)
         return events
 

@@ -85,8 +85,17 @@ class Store(Protocol):
     async def runs(self, key: Key) -> list[TaskRun]:
         """The runs that ended before the current one, in order, with output."""
 
-    async def outbox(self, *, limit: int, skip: Collection[Key] = frozenset()) -> list[Event]:
-        """Events not yet settled, by seq, without those of the tasks in skip."""
+    async def outbox(
+        self,
+        *,
+        limit: int,
+        skip: Collection[Key] = frozenset(),
+        skip_sources: Collection[str] = frozenset(),
+    ) -> list[Event]:
+        """Events not yet settled, by seq, without those of the tasks and sources to skip.
+
+        At most `limit`, and no more than their outcomes' output fits into a few MiB; one at least.
+        """
 
     async def settle(self, receipts: Sequence[Receipt]) -> None:
         """Delete what was TAKEN or STALE, keep REFUSED as a dead letter, leave RETRY."""
@@ -188,7 +197,13 @@ class AgentHandle(Protocol):
     async def progress(self, key: Key) -> Progress | None:
         """How far a running task is; None if it does not run."""
 
-    async def outbox(self, *, limit: int, skip: Collection[Key] = frozenset()) -> list[Event]: ...
+    async def outbox(
+        self,
+        *,
+        limit: int,
+        skip: Collection[Key] = frozenset(),
+        skip_sources: Collection[str] = frozenset(),
+    ) -> list[Event]: ...
 
     async def outbox_grew(self) -> None:
         """Returns when an event was stored since the last return."""

@@ -109,8 +109,18 @@ class MemoryAgent:
     async def progress(self, key: Key) -> Progress | None:
         return self.progresses.get(key)
 
-    async def outbox(self, *, limit: int, skip: Collection[Key] = frozenset()) -> list[Event]:
-        return [event for event in self.events if event.key not in skip][:limit]
+    async def outbox(
+        self,
+        *,
+        limit: int,
+        skip: Collection[Key] = frozenset(),
+        skip_sources: Collection[str] = frozenset(),
+    ) -> list[Event]:
+        return [
+            event
+            for event in self.events
+            if event.key not in skip and event.source not in skip_sources
+        ][:limit]
 
     async def outbox_grew(self) -> None:
         await self._grew.wait()
