@@ -30,12 +30,15 @@ class Connection:
     token: str
 
 
-def connect(*, as_json: bool = False) -> "Client":
-    """The client for the control plane that environment or configuration file name."""
+def connect(*, as_json: bool = False, timeout: float = 30.0) -> "Client":
+    """The client for the control plane that environment or configuration file name.
+
+    `timeout` is in seconds, for each step of a request. Raises SettingsError.
+    """
     connection = find(os.environ, as_json=as_json)
     from agent_core.api.client import Client  # noqa: PLC0415  # httpx costs 100 ms
 
-    return Client(connection.url, connection.token)
+    return Client(connection.url, connection.token, timeout=timeout)
 
 
 def find(environ: Mapping[str, str], *, as_json: bool = False) -> Connection:

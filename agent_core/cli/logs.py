@@ -11,6 +11,7 @@ import click
 
 from agent_core.api.wire import Json
 from agent_core.cli.config import connect
+from agent_core.cli.ids import id_argument
 from agent_core.cli.output import json_option, note, print_json
 from agent_core.cli.text import visible_lines, words
 from agent_core.errors import Unreachable
@@ -33,7 +34,7 @@ TOTAL_LIMIT: Final = 256 * 2**20  # bytes of one stream
       remotegpu logs $ID --run 1
     """
 )
-@click.argument("task_id", metavar="ID")
+@id_argument()
 @click.option(
     "--stream", type=click.Choice(STREAMS), help="Only this one; default both, each to its own."
 )

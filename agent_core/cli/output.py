@@ -13,6 +13,7 @@ from agent_core.cli.text import visible
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+ROOMY = 120  # columns of a terminal that has room for spare ones
 COLOURS: Mapping[str, str] = {
     "completed": "green",
     "failed": "red",
@@ -53,10 +54,11 @@ def note(text: str, *, as_json: bool = False) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Column:
-    """One column of a table; `wide` ones give way where a terminal is narrow."""
+    """One column of a table."""
 
     title: str
-    wide: bool = False
+    wide: bool = False  # is cut where a terminal is narrow
+    spare: bool = False  # is left out there; a pipe has all of it
     right: bool = False
 
 
@@ -80,8 +82,12 @@ def _rich_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
+    console = Console(highlight=False, markup=False, emoji=False)
+    narrow = console.width < ROOMY
+    shown = [at for at, column in enumerate(columns) if not (narrow and column.spare)]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for at, column in enumerate(columns):
+    for at in shown:
+        column = columns[at]
         lengths = [len(column.title), *(len(row[at]) for row in rows)]
         table.add_column(
             column.title,
@@ -91,8 +97,8 @@ def _rich_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
             min_width=None if column.wide else max(lengths),
         )
     for row in rows:
-        table.add_row(*(Text(cell, style=COLOURS.get(cell, "")) for cell in row))
-    Console(highlight=False, markup=False, emoji=False).print(table)
+        table.add_row(*(Text(row[at], style=COLOURS.get(row[at], "")) for at in shown))
+    console.print(table)
 
 
 def print_fields(fields: Sequence[tuple[str, str]]) -> None:

@@ -8,6 +8,7 @@ import click
 
 from agent_core.api.wire import Json
 from agent_core.cli.config import connect
+from agent_core.cli.ids import id_argument
 from agent_core.cli.output import Column, json_option, note, print_fields, print_json, print_table
 from agent_core.cli.text import moment, span, took, words
 
@@ -26,10 +27,10 @@ COLUMNS = (
     Column(title="NAME", wide=True),
     Column(title="STATUS"),
     Column(title="PRI", right=True),
-    Column(title="EXIT", right=True),
-    Column(title="CREATED"),
+    Column(title="EXIT", right=True, spare=True),
+    Column(title="CREATED", spare=True),
     Column(title="TOOK", right=True),
-    Column(title="MACHINE", wide=True),
+    Column(title="MACHINE", wide=True, spare=True),
     Column(title="NOTE", wide=True),
 )
 
@@ -112,7 +113,7 @@ def remark(task: Mapping[str, Json]) -> str:
 
 
 @click.command(epilog="\b\nExample:\n  remotegpu task 3f0c… --json | jq .exit_code\n")
-@click.argument("task_id", metavar="ID")
+@id_argument()
 @json_option
 def task(task_id: str, as_json: bool) -> None:
     """Show one task with its result and its runs."""
@@ -194,7 +195,7 @@ def _run_row(run: Mapping[str, Json]) -> tuple[str, ...]:
 
 
 @click.command(epilog="\b\nExample:\n  remotegpu cancel 3f0c… --reason 'wrong data set'\n")
-@click.argument("task_id", metavar="ID")
+@id_argument(("pending", "assigned", "running", "suspended", "preempted"))
 @click.option("--reason", default="", help="Why; stands in the task's record.")
 @json_option
 def cancel(task_id: str, reason: str, as_json: bool) -> None:

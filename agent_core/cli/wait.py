@@ -9,6 +9,7 @@ import click
 from agent_core.api.wire import Json
 from agent_core.cli.config import connect
 from agent_core.cli.exits import CommandFailed, Exit, failing_with, own_code
+from agent_core.cli.ids import ids_argument
 from agent_core.cli.output import json_option, note, print_json
 from agent_core.cli.text import Duration, span, words
 from agent_core.errors import Refused, Unreachable
@@ -33,7 +34,7 @@ PATIENCE: Final = 4  # looks without an answer before the server was ever reache
       remotegpu wait --timeout 2h $ID1 $ID2
     """
 )
-@click.argument("task_ids", metavar="ID...", nargs=-1, required=True)
+@ids_argument()
 @click.option("--timeout", type=Duration(), help="Give up waiting after that time (exit code 125).")
 @json_option
 def wait(task_ids: tuple[str, ...], timeout: float | None, as_json: bool) -> None:

@@ -137,6 +137,21 @@ async def test_words_are_completed(
     assert {line.partition(",")[2] for line in done.out.splitlines()} == offered
 
 
+async def test_ids_are_completed_from_the_control_plane(
+    server: ScriptedServer, remotegpu: Remotegpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = [{"id": task_id, "status": "running"} for task_id in ("ab-1", "ab-2", "cd-1")]
+    server.on("/api/v1/*", answer({"tasks": tasks, "next_cursor": None}))
+    monkeypatch.setenv("_REMOTEGPU_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", "remotegpu cancel ab")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    assert await remotegpu() == (0, "plain,ab-1\nplain,ab-2\n", "")
+    assert "status=completed" not in server.requests[0].path
+    assert "status=running" in server.requests[0].path
+    await server.stop()
+    assert (await remotegpu()).err == ""
+
+
 async def test_a_reader_that_leaves_early_is_no_traceback(server: ScriptedServer) -> None:
     tasks = [{"id": f"t-{n}", "status": "pending", "name": "x" * 100} for n in range(200)]
     server.on("/api/v1/*", answer({"tasks": tasks, "next_cursor": None}))
