@@ -47,6 +47,12 @@ def _no_nul(value: str) -> str:
     return value
 
 
+def _identifier(value: str) -> str:
+    if not re.fullmatch(r"[!-~]{0,128}", value):  # it travels in HTTP headers and in paths
+        raise ValueError("an id is at most 128 printable ASCII characters without blanks")
+    return value
+
+
 def _path(value: Path) -> Path:
     return Path(os.path.abspath(value.expanduser()))
 
@@ -59,6 +65,9 @@ Text = Annotated[str, BeforeValidator(_as_text), AfterValidator(_no_nul)]
 
 SecretText = Annotated[Text, Field(repr=False, json_schema_extra={"secret": True})]
 """A Text that is shown neither in a repr nor in an error nor by `remotegpu config`."""
+
+Identifier = Annotated[Text, AfterValidator(_identifier)]
+"""The name of an agent or a machine; empty where none was given."""
 
 AnyPath = Annotated[Path, AfterValidator(_path)]
 """A path; `~` is the home directory, a relative one starts where the program was started."""
@@ -78,9 +87,9 @@ def default_state_dir() -> Path:
 class AgentSection(Section):
     """Who this agent is, where it keeps things, how much it runs at once."""
 
-    id: Text = Field(default="", max_length=128)
+    id: Identifier = ""
     """Its name towards the server; empty: made once and kept in the state directory."""
-    machine_id: Text = Field(default="", max_length=128)
+    machine_id: Identifier = ""
     """The machine's name towards the server; empty: made once and kept likewise."""
     state_dir: AnyPath = Field(default_factory=default_state_dir)
     """On disk, this agent's alone: database, ids, scripts, output of running tasks."""

@@ -162,7 +162,8 @@ class Loaded:
         written = _first(found) if found is not None else None
         what = right(detail, from_file=written is None or written.source.from_file)
         name = f"{table}.{'.'.join(path)}" if path else f"[{table}]"
-        return f"{written.place}: {name} {what}" if written else f"{name} {what}"
+        told = f"{name}: {what}" if detail["type"] == "value_error" else f"{name} {what}"
+        return f"{written.place}: {told}" if written else told
 
 
 def _unknown_key(written: Written, model: type[Section]) -> str:

@@ -145,7 +145,7 @@ def _environment(environ: Mapping[str, str]) -> tuple[list[Source], list[str]]:
                 "ignored; set REMOTEGPU_LOCAL_API__PORT to choose the port"
             )
         elif value:
-            layers.append(Source(name=f"environment {name}", tables={table: {key: value}}))
+            layers.append(_variable(name, table, key, value))
     seen: dict[tuple[str, str], str] = {}
     for name in sorted(environ):
         if not name.upper().startswith(PREFIX) or "__" not in name:
@@ -160,5 +160,14 @@ def _environment(environ: Mapping[str, str]) -> tuple[list[Source], list[str]]:
         if other := seen.get((table, key)):
             raise SettingsError(f"environment {other} and {name} are the same setting; unset one")
         seen[table, key] = name
-        layers.append(Source(name=f"environment {name}", tables={table: {key: environ[name]}}))
+        layers.append(_variable(name, table, key, environ[name]))
     return layers, warnings
+
+
+def _variable(name: str, table: str, key: str, value: str) -> Source:
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise SettingsError(f"environment {name} is not UTF-8; set it anew") from None
+    return Source(name=f"environment {name}", tables={table: {key: value}})

@@ -1,30 +1,26 @@
-"""The agent's own directories: state on disk, held by a lock, and a runtime directory on tmpfs."""
+"""The state directory: on disk, this agent's alone, held by a lock; keeps who the agent is."""
 
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import re
 import secrets
 import socket
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from agent_core import runtimedir
 from agent_core.errors import StateDirectoryError
+from agent_core.files import read_small, write_small
 from agent_core.sections import AgentSection
 
 LOCK = "lock"  # holds the pid of the agent that holds it
 AGENT_ID = "agent_id"
 MACHINE_ID = "machine_id"
-RUNTIME = "runtime_dir"  # the choice, with the boot it was made in
-RUNTIME_ROOM = 75  # characters of a runtime directory: a socket's whole path has 107 bytes
-# Where a runtime directory may be if the environment names none; plugins make 0700 rooms in it.
-SHARED = ("/run", "/dev/shm")  # noqa: S108
 _ID = re.compile(r"[!-~]{1,128}")  # printable ASCII without blanks
-_FILE_LIMIT = 8192  # bytes of any of these small files
 
 
 class StateDirectory:
@@ -43,7 +39,7 @@ class StateDirectory:
         cls,
         section: AgentSection,
         environ: Mapping[str, str] = os.environ,
-        shared: Sequence[str] = SHARED,
+        shared: Sequence[str] = runtimedir.SHARED,
     ) -> "StateDirectory":
         """Make or take the directory. Raises StateDirectoryError with what to do about it."""
         path = section.state_dir
@@ -56,7 +52,9 @@ class StateDirectory:
             host = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())[:64] or "agent"
             state.agent_id = section.id or _once(path / AGENT_ID, host)
             state.machine_id = section.machine_id or _once(path / MACHINE_ID, host)
-            state.runtime_dir = _runtime(state, section.runtime_dir, environ, shared)
+            state.runtime_dir, state.warnings = runtimedir.choose(
+                path, section.runtime_dir, environ, shared
+            )
         except OSError as error:
             state.close()
             _refuse(path, error)
@@ -141,7 +139,7 @@ def _take_lock(path: Path) -> int:
 
 def _once(path: Path, host: str) -> str:
     """The id in this file; made now if there is none."""
-    if (kept := _read(path)) is not None:
+    if (kept := read_small(path)) is not None:
         if _ID.fullmatch(kept):
             return kept
         raise StateDirectoryError(
@@ -149,132 +147,5 @@ def _once(path: Path, host: str) -> str:
             "former id into it, or delete it to become somebody new"
         )
     made = f"{host}-{secrets.token_hex(4)}"
-    _write(path, made)
+    write_small(path, made)
     return made
-
-
-def _read(path: Path) -> str | None:
-    try:
-        with path.open("rb") as file:
-            return file.read(_FILE_LIMIT).decode("utf-8", "replace").strip()
-    except FileNotFoundError:
-        return None
-
-
-def _write(path: Path, text: str) -> None:
-    """The whole file or the former one, also after a power cut."""
-    new = path.with_name(path.name + ".new")
-    try:
-        with open(new, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        new.rename(path)
-    except OSError:
-        new.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _runtime(
-    state: StateDirectory,
-    named: Path | None,
-    environ: Mapping[str, str],
-    shared: Sequence[str],
-) -> Path:
-    """The runtime directory, the same one again until the machine is rebooted."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    if named is not None:
-        chosen = _named(named)
-    elif (kept := _kept(state.path / RUNTIME, boot)) is not None:
-        chosen = kept
-    else:
-        chosen = next(_candidates(environ, shared), state.path)
-    if len(os.fsencode(chosen)) > RUNTIME_ROOM:
-        raise StateDirectoryError(
-            f"the runtime directory {chosen} is longer than {RUNTIME_ROOM} bytes, too long for a "
-            "socket in it; choose a shorter one by agent.runtime_dir"
-        )
-    if not on_tmpfs(chosen):
-        state.warnings += (
-            f"the runtime directory {chosen} is not on a tmpfs: each start waits for the disk; "
-            "choose one by agent.runtime_dir",
-        )
-    record = json.dumps({"path": str(chosen), "boot_id": boot})
-    if _read(state.path / RUNTIME) != record:
-        _write(state.path / RUNTIME, record)
-    return chosen
-
-
-def _named(path: Path) -> Path:
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        usable = _usable(path)
-        reason = "not a directory that can be written"
-    except OSError as error:
-        usable, reason = False, error.strerror or str(error)
-    if not usable:
-        raise StateDirectoryError(
-            f"the runtime directory {path} cannot be used: {reason}; choose another by "
-            "agent.runtime_dir, or leave it empty"
-        )
-    return path
-
-
-def _kept(path: Path, boot: str) -> Path | None:
-    """An earlier choice of this boot, still usable: a supervisor may live there."""
-    try:
-        record = json.loads(_read(path) or "")
-        kept = Path(record["path"])
-        same = record["boot_id"] == boot and _usable(kept)
-    except (ValueError, KeyError, TypeError):
-        return None
-    return kept if same else None
-
-
-def _candidates(environ: Mapping[str, str], shared: Sequence[str]) -> Iterator[Path]:
-    named = [environ.get("RUNTIME_DIRECTORY", "").split(":")[0], environ.get("XDG_RUNTIME_DIR", "")]
-    for text in [*named, *shared]:
-        path = Path(text)
-        if not path.is_absolute() or len(os.fsencode(path)) > RUNTIME_ROOM:
-            continue
-        if text == "/dev/shm" and _swept_at_logout():  # noqa: S108
-            continue
-        if _usable(path) and on_tmpfs(path):
-            yield path
-
-
-def _usable(path: Path) -> bool:
-    return path.is_dir() and os.access(path, os.W_OK | os.X_OK)
-
-
-def on_tmpfs(path: Path) -> bool:
-    """Whether a path is on tmpfs; False where the kernel does not tell."""
-    device = path.stat().st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    try:
-        mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
-    except OSError:
-        return False
-    for line in mounts.splitlines():
-        before, _, after = line.partition(" - ")
-        if before.split(" ", 3)[2] == wanted:
-            return after.split(" ", 1)[0] in {"tmpfs", "ramfs"}
-    return False
-
-
-def _swept_at_logout() -> bool:
-    """logind's RemoveIPC empties /dev/shm of a login user who does not linger."""
-    uid = os.geteuid()
-    if uid < 1000 or not Path("/run/systemd/users").is_dir():
-        return False
-    import pwd  # noqa: PLC0415 - rarely needed
-
-    try:
-        return not Path("/var/lib/systemd/linger", pwd.getpwuid(uid).pw_name).exists()
-    except KeyError:
-        return True

@@ -86,6 +86,8 @@ def test_what_was_given_is_not_shown_in_an_error() -> None:
         (AgentSection, {"max_workers": 1025}),
         (AgentSection, {"id": "x" * 129}),
         (AgentSection, {"machine_id": "x" * 129}),
+        (AgentSection, {"id": "two words"}),
+        (AgentSection, {"id": "a\r\nX-Header: b"}),
         (AgentSection, {"maxworkers": 1}),
         (ShutdownSection, {"grace": -1}),
         (ShutdownSection, {"grace": "2h"}),

@@ -194,10 +194,33 @@ WRITTEN = ["12345678", "1e5", "0x10", "true", "1_000", "+5", "0.10", "inf", "202
     "written", [*WRITTEN, "@json 1", "@format {this}", "{{ 1 }}", "@none ", "[1]", '"q"', ""]
 )
 def test_a_token_in_the_environment_is_the_text_that_stands_there(written: str) -> None:
-    environ = {"REMOTEGPU_SERVER_CLIENT__TOKEN": written, "REMOTEGPU_AGENT__ID": written}
-    loaded = load(environ=environ)
+    loaded = load(environ={"REMOTEGPU_SERVER_CLIENT__TOKEN": written})
     assert loaded.section("server_client", Client).token == written
-    assert loaded.section("agent", AgentSection).id == written
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+def test_an_id_is_the_text_that_stands_there(written: str) -> None:
+    write(Path("settings.toml"), f"[agent]\nid = {written}")
+    loaded = load(environ={"REMOTEGPU_AGENT__MACHINE_ID": written})
+    agent = loaded.section("agent", AgentSection)
+    assert (agent.id, agent.machine_id) == (written, written)
+
+
+@pytest.mark.parametrize("name", ["AGENT_TOKEN", "REMOTEGPU_AGENT__ID"])
+def test_a_variable_that_is_not_utf8_is_named(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"environment {name} is not UTF-8"):
+        load(environ={name: "\udcff"})
+
+
+def test_a_value_out_of_bounds_is_told_with_the_bound() -> None:
+    environ = {"REMOTEGPU_AGENT__MAX_WORKERS": "0", "REMOTEGPU_AGENT__ID": "two words"}
+    with pytest.raises(SettingsError) as caught:
+        load(environ=environ).section("agent", AgentSection)
+    first, second = sorted(str(caught.value).splitlines())
+    assert first.endswith(
+        "agent.id: an id is at most 128 printable ASCII characters without blanks"
+    )
+    assert second.endswith("agent.max_workers must be greater than or equal to 1")
 
 
 @pytest.mark.parametrize("written", WRITTEN)
