@@ -1,6 +1,7 @@
 """How commands speak: tables on a terminal, aligned text in a pipe, JSON where asked for."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from agent_core.cli.text import visible
 F = TypeVar("F", bound=Callable[..., Any])
 
 ROOMY = 120  # columns of a terminal that has room for spare ones
+GAP = 2  # blanks between columns
+NARROWEST = 6  # of a column that gives way
 COLOURS: Mapping[str, str] = {
     "completed": "green",
     "failed": "red",
@@ -67,7 +70,7 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
     if sys.stdout.isatty():
         _rich_table(columns, rows)
         return
-    lines = [[column.title for column in columns], *rows]
+    lines = [_titles(columns), *rows]
     widths = [max(len(line[at]) for line in lines) for at in range(len(columns))]
     for line in lines:
         cells = [
@@ -78,27 +81,55 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
 
 
 def _rich_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console  # noqa: PLC0415  # 50 ms that only a terminal needs
+    from rich.cells import cell_len  # noqa: PLC0415  # 50 ms that only a terminal needs
+    from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    console = Console(highlight=False, markup=False, emoji=False)
-    narrow = console.width < ROOMY
-    shown = [at for at, column in enumerate(columns) if not (narrow and column.spare)]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for at in shown:
-        column = columns[at]
-        lengths = [len(column.title), *(len(row[at]) for row in rows)]
+    room = terminal_width()
+    shown = [at for at, column in enumerate(columns) if room >= ROOMY or not column.spare]
+    widths = _fit(
+        [max(cell_len(line[at]) for line in (_titles(columns), *rows)) for at in shown],
+        [columns[at].wide for at in shown],
+        room,
+    )
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
+    for at, width in zip(shown, widths, strict=True):
         table.add_column(
-            column.title,
+            columns[at].title,
             no_wrap=True,
             overflow="ellipsis",
-            justify="right" if column.right else "left",
-            min_width=None if column.wide else max(lengths),
+            width=width,
+            justify="right" if columns[at].right else "left",
         )
     for row in rows:
         table.add_row(*(Text(row[at], style=COLOURS.get(row[at], "")) for at in shown))
+    needed = sum(widths) + GAP * len(widths)
+    # Rich would leave out columns where they do not fit, a terminal breaks the line; and where
+    # TERM is dumb, it heeds a width only together with a height.
+    console = Console(
+        highlight=False, markup=False, emoji=False, width=max(room, needed), height=len(rows) + 2
+    )
     console.print(table)
+
+
+def _titles(columns: Sequence[Column]) -> list[str]:
+    return [column.title for column in columns]
+
+
+def terminal_width() -> int:
+    return shutil.get_terminal_size().columns
+
+
+def _fit(widths: Sequence[int], wide: Sequence[bool], room: int) -> list[int]:
+    """Column widths that fit, taken from the widest of the `wide` columns first."""
+    fitting = list(widths)
+    while sum(fitting) + GAP * len(fitting) > room:
+        at = max(range(len(fitting)), key=lambda n: fitting[n] if wide[n] else 0)
+        if not wide[at] or fitting[at] <= NARROWEST:
+            break
+        fitting[at] -= 1
+    return fitting
 
 
 def print_fields(fields: Sequence[tuple[str, str]]) -> None:

@@ -62,7 +62,7 @@ def tasks(*, limit: int, everything: bool, as_json: bool, **filters: Any) -> Non
         return
     print_table(COLUMNS, [row(task) for task in rows])
     if cursor is not None:
-        note(f"there are more: remotegpu tasks --after {cursor}")
+        note(f"there are more: add --after {cursor}")
 
 
 def _collect(

@@ -88,7 +88,7 @@ async def test_all_follows_every_cursor(server: ScriptedServer, remotegpu: Remot
 async def test_a_list_that_goes_on_says_how(server: ScriptedServer, remotegpu: Remotegpu) -> None:
     server.on("/api/v1/*", listing(FULL, cursor="c-2"))
     done = await remotegpu("tasks", "--limit", "1")
-    assert "remotegpu tasks --after c-2" in done.err
+    assert "add --after c-2" in done.err
     told = await remotegpu("tasks", "--limit", "1", "--json")
     assert json.loads(told.out)["next_cursor"] == "c-2"
 
