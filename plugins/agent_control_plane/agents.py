@@ -1,0 +1,167 @@
+"""What agents say: register, heartbeat, and the single calls about an attempt."""
+
+import json
+from typing import Any, Final
+
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
+
+from agent_control_plane import schemas
+from agent_control_plane.events import Complete, Progress, Release, Renew, Start
+from agent_control_plane.ledger import act
+from agent_control_plane.states import Effect, State, Terms
+from agent_control_plane.tables import agents, attempts, outputs
+from agent_core.api.wire import Json, rfc3339
+
+EVENTS: Final = 100  # in a batch, once the extension is there
+EVENT_BYTES: Final = 8 * 2**20
+SEEN_EVERY: Final = 10.0  # seconds; last_seen_at is not written more often by claims
+FORGOTTEN_AFTER: Final = 30 * 86400.0  # seconds without a word
+
+_AGENT = select(agents.c.machine_id, agents.c.max_workers, agents.c.last_seen_at).where(
+    agents.c.id == bindparam("agent")
+)
+
+
+def seen(
+    connection: Connection, agent_id: str, machine_id: str, now: float, **said: Any
+) -> int | None:
+    """Note that an agent was heard, and what it said. Returns its max_workers, if it ever told.
+
+    An agent may claim without having registered, and heartbeat without either.
+    """
+    row = connection.execute(_AGENT, {"agent": agent_id}).first()
+    if row is None:
+        values = {"id": agent_id, "machine_id": machine_id, "last_seen_at": now, **_BLANK, **said}
+        connection.execute(insert(agents), values)
+        return said.get("max_workers")
+    if said or row.machine_id != machine_id or not 0 <= now - row.last_seen_at < SEEN_EVERY:
+        values = {"machine_id": machine_id, "last_seen_at": now, **said}
+        connection.execute(update(agents).where(agents.c.id == agent_id).values(values))
+    found: int | None = said.get("max_workers") or row.max_workers
+    return found
+
+
+_BLANK: Final = {"version": "", "hostname": "", "ip_address": ""}
+
+
+def register(
+    connection: Connection, call: schemas.Register, now: float, terms: Terms
+) -> dict[str, Json]:
+    said = {
+        "version": call.version or "",
+        "hostname": call.hostname or "",
+        "ip_address": call.ip_address or "",
+        "agent_port": call.agent_port,
+        "max_workers": call.max_workers or None,
+        "registered_at": now,
+    }
+    seen(connection, call.agent_id, call.machine_id, now, **said)
+    return {
+        "status": "ok",
+        "machine_id": call.machine_id,
+        "capabilities": [],
+        "limits": {"events": EVENTS, "bytes": EVENT_BYTES},
+        "lease_sec": int(terms.lease_sec),
+        "time": rfc3339(now),
+    }
+
+
+def heartbeat(connection: Connection, call: schemas.Heartbeat, now: float) -> dict[str, Json]:
+    metrics = json.dumps(call.metrics, allow_nan=False) if call.metrics is not None else None
+    seen(connection, call.agent_id, call.machine_id, now, metrics=metrics)
+    return {"status": "ok"}
+
+
+def start(
+    connection: Connection, task_id: str, call: schemas.StartCall, now: float, terms: Terms
+) -> dict[str, Json]:
+    event = Start(agent_id=call.agent_id)
+    task, effect = act(connection, task_id, event, now, terms, attempt_id=call.attempt_id)
+    began = effect.attempt.get("started_at")
+    if began is None:  # the same again: what was noted then
+        query = select(attempts.c.started_at).where(attempts.c.id == call.attempt_id)
+        began = connection.execute(query).scalar()
+    return {
+        "task_id": task_id,
+        "status": _status(task.status, effect),
+        "attempt_id": call.attempt_id,
+        "started_at": rfc3339(began),
+    }
+
+
+def renew(
+    connection: Connection, task_id: str, call: schemas.RenewCall, now: float, terms: Terms
+) -> dict[str, Json]:
+    event = Renew(agent_id=call.agent_id)
+    _, effect = act(connection, task_id, event, now, terms, attempt_id=call.attempt_id)
+    return {
+        "task_id": task_id,
+        "renewed": True,
+        "lease_sec": int(terms.lease_sec),
+        "lease_expires_at": rfc3339(effect.attempt["lease_expires_at"]),
+        "regrant_at": rfc3339(effect.attempt["regrant_at"]),
+    }
+
+
+def progress(
+    connection: Connection, task_id: str, call: schemas.ProgressCall, now: float, terms: Terms
+) -> dict[str, Json]:
+    event = Progress(agent_id=call.agent_id, percent=call.percent, message=call.message or "")
+    act(connection, task_id, event, now, terms, attempt_id=call.attempt_id)
+    return {"task_id": task_id, "progress": call.percent}
+
+
+def complete(
+    connection: Connection, task_id: str, call: schemas.CompleteCall, now: float, terms: Terms
+) -> dict[str, Json]:
+    event = completion(call)
+    task, effect = act(connection, task_id, event, now, terms, attempt_id=call.attempt_id)
+    if effect.attempt:  # not a repeat
+        kept = [
+            {"attempt_id": call.attempt_id, "task_id": task_id, "stream": name, "data": text}
+            for name, text in (("stdout", call.stdout), ("stderr", call.stderr))
+            if text
+        ]
+        if kept:
+            connection.execute(
+                insert(outputs), [{**each, "data": str(each["data"]).encode()} for each in kept]
+            )
+    return {"task_id": task_id, "status": _status(task.status, effect)}
+
+
+def completion(call: schemas.CompleteCall) -> Complete:
+    """The event of a complete. Without a status, exit_code and error decide.
+
+    An older agent says exit_code 0 with an error for a run that it lost at its restart.
+    """
+    done = call.exit_code in (0, None) and not call.error
+    status = State(call.status) if call.status else State.COMPLETED if done else State.FAILED
+    exit_code = 0 if call.status is None and call.exit_code is None else call.exit_code
+    return Complete(
+        agent_id=call.agent_id,
+        status=status,
+        exit_code=exit_code,
+        signal=call.signal,
+        reason=call.reason,
+        error_code=call.error_code or 0,
+        error=call.error or "",
+        usage=None if call.usage is None else call.usage.model_dump_json(),
+        truncated=None if call.truncated is None else call.truncated.model_dump_json(),
+    )
+
+
+def release(
+    connection: Connection, task_id: str, call: schemas.ReleaseCall, now: float, terms: Terms
+) -> dict[str, Json]:
+    event = Release(agent_id=call.agent_id, reason=call.reason or "")
+    task, effect = act(connection, task_id, event, now, terms, attempt_id=call.attempt_id)
+    return {"task_id": task_id, "status": _status(task.status, effect)}
+
+
+def forget(connection: Connection, now: float) -> None:
+    """Agents that have been silent for a month."""
+    connection.execute(delete(agents).where(agents.c.last_seen_at < now - FORGOTTEN_AFTER))
+
+
+def _status(before: State, effect: Effect) -> str:
+    return State(effect.task.get("status", before)).value

@@ -1,0 +1,174 @@
+"""What answers hold, for the OpenAPI document; tests hold every real answer against these."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Time = str | None  # RFC 3339, UTC
+
+
+class Answered(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class Ok(Answered):
+    status: Literal["ok"]
+
+
+class Limits(Answered):
+    events: int
+    bytes: int
+
+
+class Registered(Answered):
+    status: Literal["ok"]
+    machine_id: str
+    capabilities: list[str] = Field(description="extensions that this server speaks")
+    limits: Limits
+    lease_sec: int
+    time: str
+
+
+class Truncated(Answered):
+    stdout: int | None
+    stderr: int | None
+
+
+class Run(Answered):
+    run_no: int
+    attempt_id: str
+    agent_id: str
+    machine_id: str
+    started_at: Time
+    ended_at: Time
+    exit_code: int | None
+    signal: str | None
+    reason: str | None
+    error_code: int
+    error: str
+    usage: dict[str, Any] | None
+    truncated: Truncated | None
+
+
+class TaskSummary(Answered):
+    """A task without its output and runs."""
+
+    id: str
+    name: str
+    type: str
+    command: str
+    args: list[str]
+    exec: bool
+    workdir: str
+    env: dict[str, str]
+    timeout: float
+    priority: int
+    max_retries: int
+    retry_delay: float
+    machine_id: str = Field(description="where it runs or ran; before that where it must run")
+    group_id: str
+    parent_id: str | None
+    disconnect_grace: float
+    on_lost_contact: str
+    status: str
+    retry_count: int
+    created_at: str
+    assigned_at: Time
+    started_at: Time
+    ended_at: Time
+    lease_expires_at: Time
+    regrant_at: Time
+    unreachable_since: Time = Field(description="its agent has not been heard of since the lease")
+    next_run_at: Time
+    assigned_agent_id: str
+    attempt_id: str | None
+    cancel_requested_at: Time
+    cancel_reason: str
+    progress: int | None
+    progress_message: str
+    exit_code: int | None
+    signal: str | None
+    reason: str | None
+    error_code: int
+    error: str
+    usage: dict[str, Any] | None
+    truncated: Truncated | None
+
+
+class TaskDetail(TaskSummary):
+    stdout: str
+    stderr: str
+    runs: list[Run]
+
+
+class TaskPage(Answered):
+    tasks: list[TaskSummary]
+    next_cursor: str | None
+
+
+class Deleted(Answered):
+    id: str
+
+
+class LogPiece(Answered):
+    data: str
+    encoding: Literal["utf-8", "base64"]
+    offset: int
+    next_offset: int
+    eof: bool
+    dropped: int | None
+
+
+class GrantedTask(Answered):
+    """A task as an agent is told it; to an older agent with env_vars and error_msg as well."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    id: str
+    attempt_id: str
+    name: str
+    type: str
+    command: str
+    args: list[str]
+    exec: bool
+    workdir: str
+    env: dict[str, str]
+    timeout: float
+    priority: int
+    retry_count: int
+    retry_delay: float
+    max_retries: int
+    status: Literal["assigned", "running"]
+    created_at: str
+    assigned_at: str
+    lease_expires_at: str
+    assigned_agent_id: str
+
+
+class Claimed(Answered):
+    tasks: list[GrantedTask]
+
+
+class Started(Answered):
+    task_id: str
+    status: str
+    attempt_id: str
+    started_at: Time
+
+
+class Renewed(Answered):
+    task_id: str
+    renewed: bool
+    lease_sec: int
+    lease_expires_at: str
+    regrant_at: str
+
+
+class Progressed(Answered):
+    task_id: str
+    progress: int | None
+
+
+class Moved(Answered):
+    task_id: str
+    status: str

@@ -1,0 +1,129 @@
+"""`remotegpu server`: the control plane in the foreground."""
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from agent_control_plane.settings import ServerSettings
+
+
+@click.command(
+    epilog="""\b
+    Examples:
+      REMOTEGPU_SERVER__AGENT_TOKEN=… REMOTEGPU_SERVER__USER_TOKEN=… remotegpu server
+      remotegpu server --settings /etc/remotegpu/server.toml
+    """
+)
+@click.option(
+    "--settings", "file", metavar="FILE", type=click.Path(path_type=Path),
+    help="Read this settings file instead of looking for one.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Log in JSON.")
+def server(file: Path | None, as_json: bool) -> None:
+    """Run the control plane until it is stopped.
+
+    The first SIGTERM or Ctrl-C answers what is under way and ends, a second one ends at once.
+    """
+    from agent_control_plane.settings import ServerSettings  # noqa: PLC0415  # only when it runs
+    from agent_core import log  # noqa: PLC0415
+    from agent_core.errors import RemoteGPUError  # noqa: PLC0415
+    from agent_core.sections import LogSection  # noqa: PLC0415
+    from agent_core.settings import load  # noqa: PLC0415
+
+    environ = dict(os.environ)
+    if as_json:
+        environ["REMOTEGPU_LOG__FORMAT"] = "json"
+    try:
+        loaded = load(file, environ)
+        settings = loaded.section("server", ServerSettings)
+        log.configure(
+            loaded.section("log", LogSection), secrets=(settings.agent_token, settings.user_token)
+        )
+        for warning in loaded.warnings:
+            log.get("settings").warning(warning)
+        _check_tokens(settings)
+        asyncio.run(_serve(settings))
+    except RemoteGPUError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _check_tokens(settings: "ServerSettings") -> None:
+    """A server that nobody, or everybody, can talk to does not start."""
+    from agent_core.errors import SettingsError  # noqa: PLC0415
+
+    for name in ("agent_token", "user_token"):
+        if not getattr(settings, name):
+            raise SettingsError(
+                f"server.{name} is not set; make one by `openssl rand -hex 32` and set it as "
+                f"{name} in [server] of the settings, or as REMOTEGPU_SERVER__{name.upper()}"
+            )
+    if settings.agent_token == settings.user_token:
+        raise SettingsError(
+            "server.agent_token and server.user_token are the same; "
+            "agents must not be able to act as users: make another one for either"
+        )
+
+
+async def _serve(settings: "ServerSettings") -> None:
+    """Raises RemoteGPUError if it cannot begin, with what to do about it."""
+    import signal  # noqa: PLC0415
+
+    from agent_control_plane.app import create_app  # noqa: PLC0415
+    from agent_control_plane.db import Database  # noqa: PLC0415
+    from agent_control_plane.plane import Plane  # noqa: PLC0415
+    from agent_core import log  # noqa: PLC0415
+    from agent_core.api.http import QuietServer  # noqa: PLC0415
+    from agent_core.clock import SystemClock  # noqa: PLC0415
+
+    listener = _listen(settings.host, settings.port)
+    try:
+        database = Database.open(settings.database)
+    except BaseException:
+        listener.close()
+        raise
+    http = QuietServer(create_app(Plane(settings, database, SystemClock())))
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, http.stop)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    logger = log.get("server")
+    logger.info(
+        "listening",
+        url=f"http://{host}:{listener.getsockname()[1]}",
+        database=str(database.path),
+    )
+    await http.serve(sockets=[listener])
+    logger.info("stopped")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Raises RemoteGPUError in words."""
+    from agent_core.errors import RemoteGPUError  # noqa: PLC0415
+
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, proto)
+    except OSError as error:
+        raise RemoteGPUError(
+            f"server.host: {host} is no address of this machine ({error.strerror}); "
+            "use 127.0.0.1, or 0.0.0.0 for every address"
+        ) from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)  # here: two servers can bind one port, but not both listen
+    except OSError as error:
+        listener.close()
+        raise RemoteGPUError(
+            f"cannot listen on {host} port {port} ({error.strerror}); stop what listens there, "
+            "or choose another by REMOTEGPU_SERVER__PORT"
+        ) from None
+    listener.setblocking(False)
+    return listener

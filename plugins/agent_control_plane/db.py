@@ -1,0 +1,226 @@
+"""The database: reads in threads, writes on one thread with group commit, answers after COMMIT."""
+
+import asyncio
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import QueuePool
+
+from agent_control_plane import sqlite_file
+from agent_control_plane.sqlite_file import BUSY_TIMEOUT, FileLock
+from agent_core.api.http import Problem
+from agent_core.api.wire import Code
+
+T = TypeVar("T")
+Work = Callable[[Connection], T]
+READERS: Final = 4  # threads, and connections
+WRITES_AT_ONCE: Final = 128  # jobs that share a commit
+WRITES_WAITING: Final = 2000  # jobs; more are refused as "try later"
+_PASSING: Final = {
+    sqlite3.SQLITE_FULL: "no room on the server's disk",
+    sqlite3.SQLITE_BUSY: "the database is locked by another program",
+    sqlite3.SQLITE_LOCKED: "the database is locked by another program",
+    sqlite3.SQLITE_IOERR: "the server's disk cannot be read or written",
+    sqlite3.SQLITE_READONLY: "the server's database is read-only",
+    sqlite3.SQLITE_CANTOPEN: "the server's database cannot be opened",
+}
+
+
+class _Job(NamedTuple):
+    work: Work[Any]
+    loop: asyncio.AbstractEventLoop
+    done: asyncio.Future[Any]
+
+
+class _Done(NamedTuple):
+    job: _Job
+    value: Any = None
+    error: Exception | None = None
+
+
+class Database:
+    """One SQLite file. Work is a plain function of a connection, inside one transaction.
+
+    What writes may be run twice: it changes nothing but the database.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = FileLock(path)
+        self._reading = _engine(path, "BEGIN", "PRAGMA query_only = ON")
+        self._writing = _engine(path, "BEGIN IMMEDIATE")
+        self._connection = self._open(path)
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="db-read")
+        self._writer = threading.Thread(target=self._serve, name="db-write", daemon=True)
+        self._writer.start()
+        self._closed = False
+
+    @classmethod
+    def open(cls, url: str) -> "Database":
+        """Raises SettingsError for a URL that cannot be, StoreUnusable for a file that cannot."""
+        path = sqlite_file.file_of(url)
+        try:
+            sqlite_file.make_private(path)
+            return cls(path)
+        except DBAPIError as error:
+            raise sqlite_file.unusable(path, error.orig or error) from None
+        except OSError as error:
+            raise sqlite_file.unusable(path, error) from None
+
+    def _open(self, path: Path) -> Connection:
+        try:
+            sqlite_file.prepare(self._writing, path)
+            return self._writing.connect()
+        except BaseException:
+            self._dispose()
+            raise
+
+    async def read(self, work: Work[T]) -> T:
+        """Run work on a snapshot, in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
+
+    async def write(self, work: Work[T]) -> T:
+        """Run work in a transaction; returns after COMMIT, with what it returned or raised.
+
+        An exception leaves nothing of this work behind. Raises Problem where the disk refuses.
+        """
+        if self._closed or self._jobs.qsize() >= WRITES_WAITING:
+            raise Problem(Code.FULL, "the server has more to write than it can; try again later")
+        loop = asyncio.get_running_loop()
+        job = _Job(work, loop, loop.create_future())
+        self._jobs.put(job)
+        # A client that hangs up does not undo what is written meanwhile.
+        value: T = await asyncio.shield(job.done)
+        return value
+
+    async def close(self) -> None:
+        """Write what was asked, then let go of the file."""
+        self._closed = True
+        self._jobs.put(None)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self._writer.join)
+        await loop.run_in_executor(None, self._readers.shutdown)
+        self._connection.close()
+        self._dispose()
+
+    def _dispose(self) -> None:
+        self._reading.dispose()
+        self._writing.dispose()
+        self._lock.close()
+
+    def _read(self, work: Work[T]) -> T:
+        try:
+            with self._reading.connect() as connection, connection.begin():
+                return work(connection)
+        except DBAPIError as error:
+            raise _in_words(error) from error
+
+    def _serve(self) -> None:
+        while (first := self._jobs.get()) is not None:
+            jobs = [first]
+            stop = False
+            while len(jobs) < WRITES_AT_ONCE and not stop:
+                try:
+                    job = self._jobs.get_nowait()
+                except queue.Empty:
+                    break
+                stop = job is None
+                if job is not None:
+                    jobs.append(job)
+            _tell(self._run(jobs))
+            if stop:
+                return
+
+    def _run(self, jobs: Sequence[_Job]) -> list[_Done]:
+        """All in one transaction; if that breaks as a whole, each in its own."""
+        begun = False
+        try:
+            with self._connection.begin():
+                begun = True
+                done = [self._one(job) for job in jobs]
+        except Exception as error:  # whoever waits must hear of it
+            if begun and len(jobs) > 1:
+                return [each for job in jobs for each in self._run([job])]
+            return [_Done(job, error=_in_words(error)) for job in jobs]
+        return done
+
+    def _one(self, job: _Job) -> _Done:
+        """One job within the common transaction. Raises if that is no more."""
+        driver: Any = self._connection.connection.dbapi_connection
+        driver.execute("SAVEPOINT job")
+        try:
+            done = _Done(job, value=job.work(self._connection))
+        except Exception as error:
+            if not driver.in_transaction:  # a full disk can roll back everything
+                raise
+            driver.execute("ROLLBACK TO job")
+            done = _Done(job, error=_in_words(error))
+        driver.execute("RELEASE job")
+        return done
+
+
+def _tell(done: Sequence[_Done]) -> None:
+    """Resolve the futures, in one wake-up for each loop that waits."""
+    for loop in {each.job.loop for each in done}:
+        mine = [each for each in done if each.job.loop is loop]
+        try:
+            loop.call_soon_threadsafe(_settle, mine)
+        except RuntimeError:  # that loop is closed: nobody waits any more
+            continue
+
+
+def _settle(done: Sequence[_Done]) -> None:
+    for job, value, error in done:
+        if job.done.done():
+            continue
+        if error is None:
+            job.done.set_result(value)
+        else:
+            job.done.set_exception(error)
+
+
+def _in_words(error: Exception) -> Exception:
+    """What the disk refused as a problem that may pass; anything else as it is."""
+    code = getattr(getattr(error, "orig", None), "sqlite_errorcode", None)
+    words = None if code is None else _PASSING.get(code & 0xFF)
+    return error if words is None else Problem(Code.FULL, f"{words}; try again later")
+
+
+def _engine(path: Path, begin: str, *pragmas: str) -> Engine:
+    engine = create_engine(
+        f"sqlite:///{path}",
+        poolclass=QueuePool,
+        pool_size=READERS,
+        max_overflow=0,
+        connect_args={
+            "check_same_thread": False,
+            "isolation_level": None,  # or the driver begins transactions of its own
+            "timeout": BUSY_TIMEOUT,
+        },
+    )
+    settings = (
+        "PRAGMA journal_mode = WAL",
+        "PRAGMA synchronous = FULL",
+        "PRAGMA temp_store = MEMORY",
+        f"PRAGMA journal_size_limit = {64 * 2**20}",
+        *pragmas,
+    )
+
+    @event.listens_for(engine, "connect")
+    def _connect(driver: sqlite3.Connection, _record: object) -> None:
+        for setting in settings:
+            driver.execute(setting).close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine

@@ -1,0 +1,222 @@
+"""What requests may hold: strict models that validate at the door and make the OpenAPI document."""
+
+import math
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError, to_json
+
+from agent_core.api.wire import REPLACEMENT
+
+ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+METRICS_LIMIT = 64 * 1024  # bytes of JSON
+INT32 = 2**31 - 1
+INT64 = 2**63 - 1
+YEARS = 10 * 366 * 86400  # seconds; the longest time that anything is asked to take
+
+
+class FromAgent(BaseModel):
+    """Unknown keys are ignored, or an agent could not be upgraded before its server."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True, allow_inf_nan=False)
+
+
+class FromUser(BaseModel):
+    """Unknown keys are refused with the nearest known name."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _wrong(message: str) -> PydanticCustomError:
+    return PydanticCustomError("wrong", "{words}", {"words": message})
+
+
+def _no_nul(text: str) -> str:
+    if "\0" in text:
+        raise _wrong("must not hold a NUL character: no program could be given it")
+    return text
+
+
+def _replace_nul(text: str) -> str:
+    return text.replace("\0", REPLACEMENT)
+
+
+def _seconds(value: object) -> object:
+    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+        raise _wrong(f"whole seconds are written without a point: {int(value)}")
+    return value
+
+
+def _absolute(path: str) -> str:
+    if path and not path.startswith("/"):
+        raise _wrong('must be an absolute path, or "" for a private scratch directory of the run')
+    return path
+
+
+def _variable(name: str) -> str:
+    if not name or "=" in name or "\0" in name:
+        raise _wrong("the name of a variable must not be empty, nor hold = or a NUL character")
+    return name
+
+
+def _cut_message(text: str) -> str:
+    return text.replace("\0", REPLACEMENT)[:500]
+
+
+def _bounded(value: dict[str, Any]) -> dict[str, Any]:
+    if len(to_json(value)) > METRICS_LIMIT:
+        raise _wrong(f"at most {METRICS_LIMIT} bytes as JSON")
+    return value
+
+
+Plain = Annotated[str, AfterValidator(_no_nul)]
+Said = Annotated[str, AfterValidator(_replace_nul)]  # by an agent: NUL becomes U+FFFD
+Seconds = Annotated[int | float, BeforeValidator(_seconds)]
+Name = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_no_nul)]
+Word = Annotated[str, Field(max_length=64), AfterValidator(_replace_nul)]
+Note = Annotated[str, Field(max_length=255), AfterValidator(_replace_nul)]
+
+
+# From agents.
+
+
+class Register(FromAgent):
+    agent_id: Name
+    machine_id: Name
+    version: Note | None = None
+    hostname: Note | None = None
+    ip_address: Note | None = None
+    agent_port: int | None = Field(None, ge=0, le=65535)
+    max_workers: int | None = Field(None, ge=0, le=100_000)
+
+
+class Heartbeat(FromAgent):
+    agent_id: Name
+    machine_id: Name
+    metrics: Annotated[dict[str, Any], AfterValidator(_bounded)] | None = None
+
+
+class Claim(FromAgent):
+    agent_id: Name
+    machine_id: Name
+    limit: int = Field(10, ge=0, le=100_000)
+    request_id: Annotated[str, Field(max_length=255), AfterValidator(_no_nul)] | None = None
+
+
+class OfAttempt(FromAgent):
+    agent_id: Name
+    attempt_id: Name
+
+
+class StartCall(OfAttempt):
+    pass
+
+
+class RenewCall(OfAttempt):
+    extend_sec: int | None = Field(None, ge=0, le=INT32, description="ignored: register tells it")
+
+
+class ProgressCall(OfAttempt):
+    percent: int | None = Field(None, ge=0, le=100)
+    message: Annotated[str, AfterValidator(_cut_message)] | None = None
+
+
+class Usage(FromAgent):
+    wall_s: float | None = Field(None, ge=0)
+    user_s: float | None = Field(None, ge=0)
+    system_s: float | None = Field(None, ge=0)
+    max_rss_bytes: int | None = Field(None, ge=0, le=INT64)
+
+
+class Truncated(FromAgent):
+    """Bytes dropped; null = some, number unknown."""
+
+    stdout: int | None = Field(0, ge=0, le=INT64)
+    stderr: int | None = Field(0, ge=0, le=INT64)
+
+
+class CompleteCall(OfAttempt):
+    exit_code: int | None = Field(None, ge=-(2**31), le=2**32 - 1)
+    stdout: Said | None = None
+    stderr: Said | None = None
+    error: Said | None = None
+    status: Literal["completed", "failed", "cancelled"] | None = None
+    error_code: int | None = Field(None, ge=0, le=INT32)
+    truncated: Truncated | None = None
+    usage: Usage | None = None
+    signal: Word | None = None
+    reason: Word | None = None
+
+
+class ReleaseCall(OfAttempt):
+    reason: Said | None = None
+
+
+# From users.
+
+
+class Description(FromUser):
+    """A task as somebody asks for it."""
+
+    id: Annotated[str, Field(pattern=ID)] | None = Field(None, description="a UUID if not given")
+    name: Annotated[Plain, Field(max_length=255)] = ""
+    type: Literal["shell", "python", "script"] = "shell"
+    command: Annotated[Plain, Field(min_length=1)]
+    args: list[Plain] = Field(default_factory=list, max_length=100_000)
+    exec: bool = Field(False, description="run [command, *args] directly even with no args")
+    workdir: Annotated[Plain, Field(max_length=4095), AfterValidator(_absolute)] = ""
+    env: dict[Annotated[str, AfterValidator(_variable)], Plain] = Field(default_factory=dict)
+    timeout: Seconds = Field(3600, gt=0, le=YEARS, description="seconds")
+    priority: int = Field(5, ge=1, le=10, description="1 is the most urgent")
+    max_retries: int = Field(0, ge=0, le=1000)
+    retry_delay: Seconds = Field(60, ge=0, le=YEARS, description="seconds; 0 means 60")
+    machine_id: Annotated[Plain, Field(max_length=255)] = Field(
+        "", description='the only machine that may run it; "" = any'
+    )
+    group_id: Annotated[Plain, Field(max_length=255)] = ""
+    disconnect_grace: Seconds | None = Field(
+        None, ge=0, le=YEARS, description="seconds after its lease; null = the server's setting"
+    )
+    on_lost_contact: Literal["keep", "stop"] = "keep"
+
+
+class CancelCall(FromUser):
+    reason: Annotated[Plain, Field(max_length=1000)] = ""
+
+
+class Nothing(FromUser):
+    """No keys."""
+
+
+class ListQuery(FromUser):
+    status: list[
+        Literal[
+            "pending",
+            "assigned",
+            "running",
+            "preempted",
+            "suspended",
+            "completed",
+            "failed",
+            "cancelled",
+        ]
+    ] = Field(default_factory=list, max_length=16)
+    machine: Annotated[Plain, Field(max_length=255)] = ""
+    name: Annotated[Plain, Field(max_length=255)] = Field("", description="a prefix")
+    after: Annotated[str, Field(max_length=40)] = Field("", description="next_cursor of a page")
+    limit: int = Field(50, ge=1, le=200)
+
+
+class LogsQuery(FromUser):
+    run: int | None = Field(None, ge=1, le=INT32, description="the last one if not given")
+    stream: Literal["stdout", "stderr"] = "stdout"
+    offset: int = Field(0, ge=0, le=INT64, description="bytes")
+    wait_sec: int = Field(0, ge=0, le=60, description="answered at once while nothing is streamed")
+
+
+def key_problem(key: str) -> str:
+    """What is wrong with an Idempotency-Key; "" if nothing."""
+    if re.fullmatch(r"[!-~]([ -~]{0,253}[!-~])?", key):
+        return ""
+    return "Idempotency-Key: 1 to 255 printable ASCII characters are needed"

@@ -1,0 +1,112 @@
+"""The SQLite file of a server: found or made, locked, checked and of the right version."""
+
+import fcntl
+import os
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import Engine
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from agent_control_plane.tables import metadata
+from agent_core.errors import SettingsError, StoreUnusable
+
+VERSION: Final = 1  # of the tables; stands in PRAGMA user_version
+BUSY_TIMEOUT: Final = 5.0  # seconds to wait for another program's lock
+CHECKED_WHOLE: Final = 64 * 2**20  # bytes; a larger file is not read through at the start
+
+
+def file_of(url: str) -> Path:
+    """The file that a database URL names. Raises SettingsError."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise SettingsError(
+            f"server.database: {url!r} is no database URL; one is sqlite:////var/lib/x/server.db"
+        ) from None
+    if parsed.get_backend_name() != "sqlite" or parsed.query or not _names_file(parsed):
+        raise SettingsError(
+            f"server.database: {parsed.render_as_string(hide_password=True)} cannot be used; "
+            "this version keeps its tables in a SQLite file: sqlite:////var/lib/x/server.db"
+        )
+    return Path(os.path.abspath(Path(parsed.database or "").expanduser()))
+
+
+def _names_file(url: URL) -> bool:
+    return bool(url.database) and url.database != ":memory:" and not url.host
+
+
+class FileLock:
+    """That no other server uses this file; the kernel lets go of it when the process ends."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._fd)
+            raise StoreUnusable(
+                f"{path} is in use by another server; stop that one, "
+                "or give this one a database of its own (server.database)"
+            ) from None
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def make_private(path: Path) -> None:
+    """The directory and an empty file, readable by us alone: tasks carry secrets."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+
+
+def prepare(engine: Engine, path: Path) -> None:
+    """Make the tables in a new file; refuse one that is not ours, newer, corrupt or locked.
+
+    The one place that knows which version a file has. Raises StoreUnusable.
+    """
+    if path.stat().st_size < CHECKED_WHOLE:
+        with engine.connect() as connection:
+            found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+        if found != "ok":
+            raise _corrupt(path, str(found))
+    with engine.begin() as connection:
+        version = int(connection.exec_driver_sql("PRAGMA user_version").scalar() or 0)
+        tables = connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar()
+        if version > VERSION:
+            raise StoreUnusable(
+                f"{path} was written by a newer version of remotegpu (tables {version}, this "
+                f"program knows {VERSION}); start that version, or restore an older backup"
+            )
+        if version == 0 and tables:
+            raise StoreUnusable(
+                f"{path} is a database of another program; name another file in server.database"
+            )
+        if version == 0:
+            metadata.create_all(connection)
+            connection.exec_driver_sql(f"PRAGMA user_version = {VERSION}")
+
+
+def _corrupt(path: Path, words: str) -> StoreUnusable:
+    return StoreUnusable(
+        f"{path} is damaged ({words}); restore a backup, or move the file away to begin anew"
+    )
+
+
+def unusable(path: Path, error: BaseException) -> StoreUnusable:
+    """Why the file cannot be opened, in one sentence that says what to do."""
+    code = getattr(error, "sqlite_errorcode", None)
+    code = None if code is None else code & 0xFF
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return _corrupt(path, str(error))
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return StoreUnusable(f"{path} is locked by another program; end that one and start again")
+    if code == sqlite3.SQLITE_FULL:
+        return StoreUnusable(f"{path}: no room on that disk; make some and start again")
+    words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return StoreUnusable(
+        f"{path} cannot be opened ({words}); make its directory writable for this user, "
+        "or name another file in server.database"
+    )

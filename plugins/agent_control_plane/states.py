@@ -1,0 +1,87 @@
+"""What the server knows of a task and of an attempt at it, as far as it decides anything."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+
+from agent_core.api.wire import Code
+
+
+class State(StrEnum):
+    """Where a task stands on the server; `preempted` and `suspended` are told by agents."""
+
+    PENDING = "pending"
+    ASSIGNED = "assigned"
+    RUNNING = "running"
+    PREEMPTED = "preempted"
+    SUSPENDED = "suspended"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+FINAL: Final = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED})
+HELD: Final = frozenset({State.ASSIGNED, State.RUNNING, State.PREEMPTED, State.SUSPENDED})
+
+
+class End(StrEnum):
+    """How an attempt ended."""
+
+    COMPLETED = "completed"  # by its own complete, whatever the result
+    RELEASED = "released"  # given back unbegun
+    SUPERSEDED = "superseded"  # a newer one was granted, or the task was described anew
+    ENDED = "ended"  # the task ended without it: cancelled, or leases ran out too often
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Terms:
+    """The server's terms, of its settings."""
+
+    lease_sec: float
+    disconnect_grace: float  # seconds, for tasks that name none
+    max_attempts: int  # that began and whose leases ran out
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """The columns of a task that decide, and those that are derived."""
+
+    id: str
+    status: State
+    attempt_id: str | None
+    machine_id: str  # the only machine that may run it; "" = any
+    max_retries: int
+    retry_count: int
+    retry_delay: float
+    disconnect_grace: float | None  # seconds; None = the server's
+    lost_attempts: int  # that began, and whose task was granted anew
+    cancel_requested_at: float | None
+    cancel_reason: str
+    due_at: float | None  # a retry waits until then
+    ready_for: str | None  # derived: claimable by this machine ("" = any); None = not claimable
+    wake_at: float | None  # derived: when time alone changes this task
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """The columns of an attempt that decide."""
+
+    id: str
+    agent_id: str
+    older: bool  # granted to an agent whose retries are the server's
+    lease_expires_at: float
+    regrant_at: float
+    started_at: float | None
+    ended_at: float | None
+    end: End | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Effect:
+    """What an event makes of a task: a code, and the columns that change if it is 0."""
+
+    code: Code = Code.OK
+    message: str = ""
+    task: Mapping[str, Any] = field(default_factory=dict)
+    attempt: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,110 @@
+"""Tasks as they go over the wire: to users, and to agents of our own protocol."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from agent_control_plane.states import HELD, State
+from agent_core.api.wire import Json, rfc3339
+
+DESCRIPTION: Final = (
+    *("name", "type", "command", "args", "exec", "workdir", "env", "timeout", "priority"),
+    *("max_retries", "retry_delay", "machine_id", "group_id", "disconnect_grace"),
+    "on_lost_contact",
+)
+Columns = Mapping[str, Any]
+
+
+def number(value: float) -> float | int:
+    """Whole seconds as an integer: the wire tells 3 from 3.0."""
+    return int(value) if float(value).is_integer() else value
+
+
+def from_json(text: str | None) -> Json:
+    return None if text is None else json.loads(text)
+
+
+def granted_task(row: Columns, grace: float) -> dict[str, Json]:
+    """A task for the agent that holds it."""
+    return {
+        **_described(row, grace),
+        "id": row["id"],
+        "parent_id": row["parent_id"],
+        "retry_count": row["retry_count"],
+        "status": row["status"],
+        "created_at": rfc3339(row["created_at"]),
+        "assigned_at": rfc3339(row["assigned_at"]),
+        "lease_expires_at": rfc3339(row["lease_expires_at"]),
+        "regrant_at": rfc3339(row["regrant_at"]),
+        "assigned_agent_id": row["assigned_agent_id"],
+        "attempt_id": row["attempt_id"],
+    }
+
+
+def summary(row: Columns, grace: float, now: float) -> dict[str, Json]:
+    """A task for its user, without output and runs."""
+    held = State(row["status"]) in HELD
+    lease = row["lease_expires_at"] if held else None
+    task = {
+        **_described(row, grace),
+        "id": row["id"],
+        "parent_id": row["parent_id"],
+        "status": row["status"],
+        "retry_count": row["retry_count"],
+        "created_at": rfc3339(row["created_at"]),
+        "assigned_at": rfc3339(row["assigned_at"]),
+        "started_at": rfc3339(row["started_at"]),
+        "ended_at": rfc3339(row["ended_at"]),
+        "lease_expires_at": rfc3339(lease),
+        "regrant_at": rfc3339(row["regrant_at"] if held else None),
+        "unreachable_since": rfc3339(lease if lease is not None and now >= lease else None),
+        "next_run_at": rfc3339(row["due_at"]),
+        "assigned_agent_id": row["assigned_agent_id"],
+        "attempt_id": row["attempt_id"],
+        "cancel_requested_at": rfc3339(row["cancel_requested_at"]),
+        "cancel_reason": row["cancel_reason"],
+        "progress": row["progress"],
+        "progress_message": row["progress_message"],
+        **_result(row),
+    }
+    if row["status"] != State.PENDING and row["assigned_machine_id"]:
+        task["machine_id"] = row["assigned_machine_id"]
+    return task
+
+
+def run(row: Columns, run_no: int) -> dict[str, Json]:
+    """One run on record, of the attempt's row."""
+    return {
+        "run_no": run_no,
+        "attempt_id": row["id"],
+        "agent_id": row["agent_id"],
+        "machine_id": row["machine_id"],
+        "started_at": rfc3339(row["started_at"]),
+        "ended_at": rfc3339(row["ended_at"]),
+        **_result(row),
+    }
+
+
+def _described(row: Columns, grace: float) -> dict[str, Json]:
+    described = {name: row[name] for name in DESCRIPTION}
+    own = row["disconnect_grace"]
+    return described | {
+        "args": json.loads(row["args"]),
+        "env": json.loads(row["env"]),
+        "exec": bool(row["exec"]),
+        "timeout": number(row["timeout"]),
+        "retry_delay": number(row["retry_delay"]),
+        "disconnect_grace": number(grace if own is None else own),
+    }
+
+
+def _result(row: Columns) -> dict[str, Json]:
+    return {
+        "exit_code": row["exit_code"],
+        "signal": row["signal"],
+        "reason": row["reason"],
+        "error_code": row["error_code"],
+        "error": row["error"],
+        "usage": from_json(row["usage"]),
+        "truncated": from_json(row["truncated"]),
+    }
