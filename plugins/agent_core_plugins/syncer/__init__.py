@@ -1,0 +1,230 @@
+"""The plugin that tells whoever gave the tasks what became of them, until they have taken it."""
+
+import asyncio
+import math
+import random
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from agent_core import (
+    AgentHandle,
+    Answer,
+    Backoff,
+    Clock,
+    Event,
+    Key,
+    PluginContext,
+    Receipt,
+    Section,
+    StoreError,
+    Unreachable,
+    hookimpl,
+    pause,
+)
+from agent_core_plugins.syncer.sources import MANY, Source
+
+BATCH = 100  # events at most that are read at once
+REPORT_LIMIT = 600.0  # seconds for one report
+
+
+class SyncerSettings(Section):
+    """Nothing to set."""
+
+
+class Syncer:
+    """Reads the outbox, hands it to its sources, settles what they answer.
+
+    Of one task at most one event is under way, and the next goes when that one is settled; tasks
+    go side by side, some reports at once to each source. What is not settled is told again.
+    """
+
+    Settings = SyncerSettings
+
+    def __init__(self, settings: SyncerSettings, context: PluginContext) -> None:
+        self._clock = context.clock
+        self._log = context.log
+        self._rng = random.Random()
+
+    @hookimpl
+    async def serve(self, agent: AgentHandle) -> None:
+        await Delivery(agent, self._clock, self._log, self._rng).run()
+
+
+class Delivery:
+    """One life of an agent: which sources there are, and what is under way to them."""
+
+    def __init__(self, agent: AgentHandle, clock: Clock, log: Any, rng: random.Random) -> None:
+        self._agent = agent
+        self._clock = clock
+        self._log = log
+        self._rng = rng
+        self._sources: dict[str, Source] = {}
+        self._wake = asyncio.Event()
+        self._reading = Backoff(rng=rng)
+        self._unread = ""  # why the outbox cannot be read, said once
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._listen(), name="syncer new events")
+            group.create_task(self._hurry_at_the_end(), name="syncer stop")
+            while True:
+                self._wake.clear()
+                if not await self._start(group):
+                    await pause(self._until_next(), self._wake, clock=self._clock)
+
+    async def _listen(self) -> None:
+        while True:
+            await self._agent.outbox_grew()
+            self._wake.set()
+
+    async def _hurry_at_the_end(self) -> None:
+        """The agent waits a moment for what is still to be told: patience is over."""
+        await self._agent.stopping.wait()
+        for source in self._sources.values():
+            source.hurry()
+        self._wake.set()
+
+    # --- who is told what
+
+    async def _start(self, group: asyncio.TaskGroup) -> bool:
+        """Send what may be sent now. False if there is nothing."""
+        try:
+            events = await self._probes() or await self._batch()
+        except StoreError as error:
+            await self._cannot_read(error)
+            return True
+        self._can_read()
+        for name in dict.fromkeys(event.source for event in events):
+            source = self._sources.setdefault(name, Source(name=name, rng=self._rng))
+            batch = source.batch([event for event in events if event.source == name])
+            source.lanes += 1
+            source.busy.update(event.key for event in batch)
+            group.create_task(self._deliver(source, batch), name=f"syncer to {name}")
+        return bool(events)
+
+    async def _probes(self) -> list[Event]:
+        """One event for a source that was away and is to be tried again: enough to find out."""
+        now = self._clock.boottime()
+        tried = {each.name for each in self._sources.values() if each.away and each.ready(now)}
+        return await self._read(1, now, self._sources.keys() - tried) if tried else []
+
+    async def _batch(self) -> list[Event]:
+        now = self._clock.boottime()
+        closed = {each.name for each in self._sources.values() if each.away or not each.ready(now)}
+        return await self._read(BATCH, now, closed)
+
+    async def _read(self, limit: int, now: float, closed: Collection[str]) -> list[Event]:
+        skip = set[Key]().union(*(each.waiting(now) for each in self._sources.values()))
+        return await self._agent.outbox(limit=limit, skip=skip, skip_sources=closed)
+
+    def _until_next(self) -> float:
+        now = self._clock.boottime()
+        times = [source.next_time(now) for source in self._sources.values()]
+        return min((time for time in times if time is not None), default=math.inf) - now
+
+    async def _cannot_read(self, error: StoreError) -> None:
+        if not self._unread:
+            self._log.error("events to report cannot be read, trying again", why=str(error))
+        self._unread = str(error)
+        await self._clock.sleep(self._reading.next())
+
+    def _can_read(self) -> None:
+        self._reading.reset()
+        if self._unread:
+            self._log.info("events to report can be read again")
+        self._unread = ""
+
+    # --- one lane
+
+    async def _deliver(self, source: Source, events: Sequence[Event]) -> None:
+        keys = {event.key for event in events}
+        try:
+            left = list(events)
+            while left:
+                wave = {event.key: event for event in reversed(left)}  # the first of each task
+                taken = await self._tell(source, sorted(wave.values(), key=lambda each: each.seq))
+                sent = {event.seq for event in wave.values()}
+                left = [event for event in left if event.seq not in sent and event.key in taken]
+        finally:
+            source.lanes -= 1
+            source.busy -= keys
+            self._wake.set()
+
+    async def _tell(self, source: Source, events: Sequence[Event]) -> set[Key]:
+        """Report and settle; the tasks whose next event may follow."""
+        try:
+            async with asyncio.timeout(REPORT_LIMIT):
+                receipts = await self._agent.report(events)
+        except Exception as error:
+            self._failed(source, events, error)
+            return set()
+        if source.answered(self._clock.boottime()):
+            self._log.info("the source can be reached again", source=source.name)
+        await self._settle(receipts)
+        return self._judge(source, events, receipts)
+
+    def _failed(self, source: Source, events: Sequence[Event], error: Exception) -> None:
+        known = isinstance(error, Unreachable | TimeoutError)
+        late = f"no answer in {REPORT_LIMIT:g} s"
+        why = late if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+        keys = {event.key for event in events}
+        newly = source.failed(
+            keys, why, self._clock.boottime(), getattr(error, "retry_after", None)
+        )
+        if newly:
+            self._log.warning(
+                "the source cannot be reached; what is to be told is kept and told when it can",
+                source=source.name,
+                why=why,
+                exc_info=None if known else error,
+            )
+        elif not source.away:
+            self._log.warning(
+                "a task's event cannot be told now, others go on",
+                source=source.name,
+                task=events[0].key.task_id,
+                why=why,
+            )
+
+    async def _settle(self, receipts: Sequence[Receipt]) -> None:
+        """Until it is kept: else it would all be told again."""
+        backoff = Backoff(rng=self._rng)
+        told = False
+        while True:
+            try:
+                await self._agent.settle(receipts)
+                return
+            except StoreError as error:
+                if not told:
+                    self._log.error("what was reported cannot be settled yet", why=str(error))
+                told = True
+                await self._clock.sleep(backoff.next())
+
+    def _judge(
+        self, source: Source, events: Sequence[Event], receipts: Sequence[Receipt]
+    ) -> set[Key]:
+        now = self._clock.boottime()
+        done: set[Key] = set()
+        for event, receipt in zip(events, receipts, strict=True):
+            if receipt.answer is Answer.RETRY:
+                source.put_off(event.key, now, receipt.retry_after)
+                continue
+            source.settled(event.key)
+            done.add(event.key)
+            if receipt.answer is Answer.REFUSED:
+                self._log.error(
+                    "an event was refused for ever; it and its task's outcome are kept "
+                    "in the agent's database, table dead_letters",
+                    source=source.name,
+                    task=event.key.task_id,
+                    event_kind=event.kind.value,
+                    seq=event.seq,
+                    code=int(receipt.code),
+                    why=receipt.message,
+                )
+        if done:
+            source.backoff.reset()
+        elif len(events) >= MANY:
+            source.slow(now, max((each.retry_after or 0.0 for each in receipts), default=0.0))
+        return done
