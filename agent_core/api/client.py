@@ -1,9 +1,4 @@
-"""The users' client: every user endpoint of the control plane as one method.
-
-An answer is judged by the `code` in its body first and by its HTTP status second. A code that is
-not 0 is Refused; everything that is no such answer (a proxy's page, a redirect, a body cut off) is
-Unreachable, never a success.
-"""
+"""The users' client: every user endpoint of the control plane as one method."""
 
 import json
 import re
@@ -11,13 +6,22 @@ import ssl
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 from urllib.parse import urlsplit
 
 import httpx
 
+from agent_core.api.replies import (
+    Log,
+    Page,
+    Task,
+    judge,
+    no_answer,
+    read_log,
+    read_object,
+    read_task,
+)
 from agent_core.api.wire import Code, Json
 from agent_core.errors import Refused, Unreachable
 
@@ -27,27 +31,6 @@ PAGE_LIMIT: Final = 200  # tasks in one answer
 RETRY_DELAYS: Final = (0.2, 0.5, 1.0, 2.0)  # seconds between the tries of one submit
 _ID: Final = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._~:@-]{1,255}\Z")
 _KEY: Final = re.compile(r"[!-~]([ -~]{0,253}[!-~])?\Z")
-
-Task = dict[str, Json]  # as the server wrote it; only `id` and `status` are sure to be text
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Page:
-    """Some tasks, newest first, and where the next ones begin."""
-
-    tasks: Sequence[Task]
-    next_cursor: str | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Log:
-    """A piece of a run's output."""
-
-    data: str  # as text, or base64
-    encoding: str  # "base64", or what the server calls text
-    next_offset: int
-    eof: bool
-    dropped: int | None  # bytes that were not kept; None = some, number unknown
 
 
 def passing(error: Exception) -> bool:
@@ -119,19 +102,19 @@ class Client:
         pairs = (("machine", machine), ("name", name), ("user", user), ("after", after))
         query += [(key, value) for key, value in pairs if value]
         query.append(("limit", min(limit, PAGE_LIMIT)))
-        data = _object(self._call("GET", "/api/v1/tasks", query=query), "a list of tasks")
+        data = read_object(self._call("GET", "/api/v1/tasks", query=query), "a list of tasks")
         tasks, cursor = data.get("tasks"), data.get("next_cursor")
         if not isinstance(tasks, list) or not isinstance(cursor, str | None):
-            raise _no_answer("a list of tasks")
-        return Page(tasks=[_task(task) for task in tasks], next_cursor=cursor)
+            raise no_answer("a list of tasks")
+        return Page(tasks=[read_task(task) for task in tasks], next_cursor=cursor)
 
     def task(self, task_id: str) -> Task:
         """One task with its result and its runs."""
-        return _task(self._call("GET", _path(task_id)))
+        return read_task(self._call("GET", _path(task_id)))
 
     def replace(self, task_id: str, fields: Mapping[str, Json]) -> Task:
         """Describe a task anew, while nobody holds it."""
-        return _task(self._call("PUT", _path(task_id), body=fields))
+        return read_task(self._call("PUT", _path(task_id), body=fields))
 
     def delete(self, task_id: str) -> None:
         """Remove a final task, or a waiting one that nothing depends on."""
@@ -140,13 +123,13 @@ class Client:
     def cancel(self, task_id: str, *, reason: str = "") -> Task:
         """Cancelled at once, or with cancel_requested_at while a machine holds it."""
         body = {"reason": reason} if reason else {}
-        return _task(self._call("POST", _path(task_id, "/cancel"), body=body))
+        return read_task(self._call("POST", _path(task_id, "/cancel"), body=body))
 
     def suspend(self, task_id: str) -> Task:
-        return _task(self._call("POST", _path(task_id, "/suspend"), body={}))
+        return read_task(self._call("POST", _path(task_id, "/suspend"), body={}))
 
     def resume(self, task_id: str) -> Task:
-        return _task(self._call("POST", _path(task_id, "/resume"), body={}))
+        return read_task(self._call("POST", _path(task_id, "/resume"), body={}))
 
     def logs(
         self,
@@ -164,14 +147,14 @@ class Client:
         if wait_sec:
             query.append(("wait_sec", int(wait_sec)))
         answer = self._call("GET", _path(task_id, "/logs"), query=query)
-        return _log(_object(answer, "a piece of output"))
+        return read_log(read_object(answer, "a piece of output"))
 
     def explain(self, task_id: str) -> Sequence[Json]:
         """Why it waits: machine_id, code and text of each reason."""
-        data = _object(self._call("GET", _path(task_id, "/explain")), "a list of reasons")
+        data = read_object(self._call("GET", _path(task_id, "/explain")), "a list of reasons")
         reasons = data.get("reasons")
         if not isinstance(reasons, list):
-            raise _no_answer("a list of reasons")
+            raise no_answer("a list of reasons")
         return reasons
 
     def _create(self, path: str, body: Mapping[str, Json], key: str | None) -> Task:
@@ -180,12 +163,12 @@ class Client:
             raise Refused("an idempotency key is 1 to 255 printable ASCII characters", Code.INVALID)
         for delay in RETRY_DELAYS:
             try:
-                return _task(self._call("POST", path, body=body, key=key))
+                return read_task(self._call("POST", path, body=body, key=key))
             except (Refused, Unreachable) as error:
                 if not passing(error):
                     raise
                 self._sleep(max(delay, min(getattr(error, "retry_after", None) or 0.0, 10.0)))
-        return _task(self._call("POST", path, body=body, key=key))
+        return read_task(self._call("POST", path, body=body, key=key))
 
     def _call(
         self,
@@ -209,7 +192,7 @@ class Client:
                 content=content,
                 headers=headers,
             ) as response:
-                return _judge(response, self._read(response))
+                return judge(response, self._read(response))
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise Unreachable(f"cannot reach {self._url}: {_cause(error)}") from error
 
@@ -240,77 +223,3 @@ def _cause(error: Exception) -> str:
     if isinstance(error, httpx.TimeoutException):
         words = "no answer in time"
     return re.sub(r"^\[Errno -?\d+\] ", "", words)
-
-
-def _judge(response: httpx.Response, body: bytes) -> Json:
-    """The `data` of a success. Refused for a business code, Unreachable for no answer at all."""
-    try:
-        answer = json.loads(body)
-    except (ValueError, RecursionError):
-        answer = None
-    code = answer.get("code") if isinstance(answer, dict) else None
-    if not isinstance(answer, dict) or not isinstance(code, int) or isinstance(code, bool):
-        raise Unreachable(_not_ours(response), retry_after=_retry_after(response))
-    if code == Code.NO_ROUTE:
-        raise Unreachable(f"{_where(response)} is no address that this control plane knows")
-    if code != 0:
-        message = answer.get("message") or answer.get("msg") or f"the server answered code {code}"
-        raise Refused(str(message), code)
-    if not response.is_success:
-        raise Unreachable(_not_ours(response), retry_after=_retry_after(response))
-    return answer.get("data")
-
-
-def _where(response: httpx.Response) -> str:
-    url = response.request.url
-    return f"{url.scheme}://{url.netloc.decode('ascii', 'replace')}{url.path}"
-
-
-def _not_ours(response: httpx.Response) -> str:
-    status = f"HTTP {response.status_code}"
-    if response.is_redirect:
-        target = response.headers.get("Location", "")[:200]
-        return f"{_where(response)} points elsewhere ({status} to {target}); name that URL itself"
-    kind = response.headers.get("Content-Type", "no content type").partition(";")[0][:80]
-    return f"{_where(response)} gave no answer of a control plane ({status}, {kind})"
-
-
-def _retry_after(response: httpx.Response) -> float | None:
-    words = response.headers.get("Retry-After", "")
-    return float(words) if re.fullmatch(r"\d{1,6}", words) else None
-
-
-def _no_answer(wanted: str) -> Unreachable:
-    return Unreachable(f"the server's answer is not {wanted}; is it a remotegpu control plane?")
-
-
-def _object(data: Json, wanted: str) -> dict[str, Json]:
-    if not isinstance(data, dict):
-        raise _no_answer(wanted)
-    return data
-
-
-def _task(data: Json) -> Task:
-    task = _object(data, "a task")
-    if not isinstance(task.get("id"), str) or not isinstance(task.get("status"), str):
-        raise _no_answer("a task")
-    return task
-
-
-def _log(data: dict[str, Json]) -> Log:
-    text, encoding, following = data.get("data"), data.get("encoding"), data.get("next_offset")
-    eof, dropped = data.get("eof"), data.get("dropped", 0)
-    if (
-        not isinstance(text, str)
-        or not isinstance(following, int)
-        or not isinstance(eof, bool)
-        or not isinstance(dropped, int | None)
-    ):
-        raise _no_answer("a piece of output")
-    return Log(
-        data=text,
-        encoding=encoding if isinstance(encoding, str) else "",
-        next_offset=following,
-        eof=eof,
-        dropped=dropped,
-    )

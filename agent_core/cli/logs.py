@@ -17,7 +17,8 @@ from agent_core.cli.text import visible_lines, words
 from agent_core.errors import Unreachable
 
 if TYPE_CHECKING:
-    from agent_core.api.client import Client, Log
+    from agent_core.api.client import Client
+    from agent_core.api.replies import Log
 
 STREAMS: Final = ("stdout", "stderr")
 TOTAL_LIMIT: Final = 256 * 2**20  # bytes of one stream
