@@ -153,7 +153,7 @@ class Loaded:
             found.text
             for table in self.tables.values()
             for key, found in table.items()
-            if isinstance(found, Written) and _SECRET_KEY.search(key)
+            if isinstance(found, Written) and _SECRET_KEY.search(key) and found.is_scalar
         )
 
     def _wrong(self, table: str, detail: ErrorDetails) -> str:
@@ -181,6 +181,10 @@ def _first(found: "Written | Table") -> Written:
 
 
 def _plain(found: "Written | Table", info: FieldInfo) -> Any:
+    return found.plain(info) if isinstance(found, Written) else _unwrapped(found)
+
+
+def _unwrapped(found: "Written | Table") -> Any:
     if isinstance(found, Written):
-        return found.plain(info)
-    return {key: _plain(inner, info) for key, inner in found.items()}
+        return found.value
+    return {key: _unwrapped(inner) for key, inner in found.items()}

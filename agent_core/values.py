@@ -10,6 +10,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from agent_core.errors import SettingsError
 from agent_core.sources import Source
 
 _COLLECTIONS = (tuple, list, set, frozenset, dict)
@@ -31,16 +32,29 @@ class Written:
         return self.source.place(self.table, self.key)
 
     @property
+    def is_scalar(self) -> bool:
+        return not isinstance(self.value, list | dict)
+
+    @property
     def text(self) -> str:
         """The value as it was written: 0x10 is "0x10", not "16"."""
-        bare = self.source.written(self.table, self.key) if self.source.from_file else None
-        return bare if bare is not None and _is_bare(self.value) else _as_text(self.value)
+        if isinstance(self.value, str):
+            return self.value
+        bare = self.source.written(self.table, self.key)
+        if bare is not None and _parsed(bare) == self.value:
+            return bare
+        if isinstance(self.value, bool):
+            return str(self.value).lower()
+        raise SettingsError(
+            f"{self.place}: {self.table}.{self.key} is text; put it in quotes, so that it stays "
+            "as it is written"
+        )
 
     def plain(self, info: FieldInfo) -> Any:
         """The value as TOML would have it; what the environment says is text until here."""
         kind = _kind(info.annotation)
         if self.source.from_file:
-            return self.text if kind is str and _is_bare(self.value) else self.value
+            return self.text if kind is str and self.is_scalar else self.value
         if kind in _COLLECTIONS:
             return _collection(self.value)
         if kind in (int, float, bool):
@@ -48,13 +62,11 @@ class Written:
         return self.value
 
 
-def _is_bare(value: Any) -> bool:
-    """Written without quotes and brackets: a number, a truth value, a date."""
-    return not isinstance(value, str | list | dict)
-
-
-def _as_text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _parsed(bare: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {bare}")["value"]
+    except tomllib.TOMLDecodeError:
+        return None
 
 
 def _kind(annotation: Any) -> Any:

@@ -206,6 +206,20 @@ def test_an_id_is_the_text_that_stands_there(written: str) -> None:
     assert (agent.id, agent.machine_id) == (written, written)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "server_client.token = 0x10",
+        "server_client = {token = 0x10}",
+        "[server_client]\nurl = '''\ntoken = 0x11\n'''\n" + r'"to\u006ben" = 0x10',
+    ],
+)
+def test_a_token_whose_letters_cannot_be_found_again_must_be_quoted(text: str) -> None:
+    write(Path("settings.toml"), text)
+    with pytest.raises(SettingsError, match=r"server_client\.token is text; put it in quotes"):
+        load(environ={}).section("server_client", Client)
+
+
 @pytest.mark.parametrize("name", ["AGENT_TOKEN", "REMOTEGPU_AGENT__ID"])
 def test_a_variable_that_is_not_utf8_is_named(name: str) -> None:
     with pytest.raises(SettingsError, match=f"environment {name} is not UTF-8"):
@@ -441,7 +455,7 @@ class Nested(Section):
 
 def test_a_table_in_a_table_merges_too(places: Path) -> None:
     write(places / "settings.toml", "[server_client.inner]\na = 1\n[server_client.free]\nx = 1")
-    write(Path("settings.toml"), "[server_client]\ninner.b = 0x1\nfree = {'a.b' = 2, 'C' = 3}")
+    write(Path("settings.toml"), "[server_client]\ninner.b = '1'\nfree = {'a.b' = 2, 'C' = 3}")
     found = load(environ={}).section("server_client", Nested)
     assert found.inner == Nested.Inner(a=1, b="1")
     assert found.free == {"a.b": 2, "C": 3}
