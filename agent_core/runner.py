@@ -2,40 +2,28 @@
 
 import asyncio
 import signal
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from agent_core import endings, progress
 from agent_core import launch as launching
-from agent_core.api.wire import Code
-from agent_core.backoff import Backoff
-from agent_core.clock import Clock, Instant
+from agent_core.bench import Bench, consider
+from agent_core.clock import Instant
 from agent_core.endings import Stop
-from agent_core.errors import Conflict, NeverRan, StoreError
-from agent_core.hooks import Caller, reason_of
-from agent_core.leases import Leases
+from agent_core.errors import Conflict, NeverRan, PluginError, StoreError
+from agent_core.hooks import reason_of
 from agent_core.lifecycle import FINAL, Move, Status
 from agent_core.log import get
-from agent_core.models import Launch, Lost, NeverStarted, Outcome, Progress, Reason, Task
-from agent_core.moves import Moves
+from agent_core.models import Launch, Lost, Outcome, Progress, Reason, Task
 from agent_core.protocols import Execution
 from agent_core.recovery import find_run
 
 LONGEST_WAIT = 60.0  # seconds; then the timeout is looked at again, for machines that slept
 KILL_AGAIN = 5.0  # seconds between two KILLs to a tree that does not end
 PROGRESS_AGE = 1.0  # seconds for which a progress that was read is good enough
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Bench:
-    """What every run of one agent works with."""
-
-    hooks: Caller
-    moves: Moves
-    clock: Clock
-    leases: Leases
-    runs_dir: Path
+TAIL_LIMIT = 5.0  # seconds for an executor to say what a run printed last
+LET_GO = 5.0  # seconds for an executor's wait to end once it was cancelled
+STARTS = 3  # tries to begin, where the executor fails without a reason and nothing began
 
 
 class Runner:
@@ -55,6 +43,8 @@ class Runner:
         self._execution: Execution | None = None
         self._launch: Launch | None = None
         self._told: tuple[float, Progress | None] = (float("-inf"), None)
+        self._failures = 0  # starts that an executor failed to answer
+        self._try_again = False  # the last of them began nothing
 
     def stop(self, stop: Stop) -> None:
         """End the run for this reason; the first one counts."""
@@ -75,34 +65,51 @@ class Runner:
         if now - self._told[0] >= PROGRESS_AGE:
             told = await asyncio.to_thread(progress.read, launch.progress) or Progress()
             if not told.message:
-                line = progress.last_line(await execution.tail("stdout", 4096))
-                told = replace(told, message=line)
+                told = replace(told, message=await self._last_line(execution))
             self._told = (now, told)
         return self._told[1]
 
+    async def _last_line(self, execution: Execution) -> str:
+        try:
+            async with asyncio.timeout(TAIL_LIMIT):
+                return progress.last_line(await execution.tail("stdout", 4096))
+        except Exception as error:  # only a message is missing
+            self._log.debug("the last output cannot be read", why=reason_of(error))
+            return ""
+
     async def run(self) -> None:
         """A new start, or the one that was stored before the agent was restarted."""
-        if self.task.status is Status.PENDING:
-            await self._start()
-        else:
+        if self.task.status is Status.PREEMPTED:
+            await self._make(Move.RETURN)
+        elif self.task.status is not Status.PENDING:
             launch = launching.recall(self.task, self._bench.runs_dir)
             await self._find_again(launch, why="the agent was restarted")
+        else:
+            await self._start()
+            backoff = self._bench.backoff()
+            while self._try_again and not self._called.done():
+                await asyncio.wait({self._called}, timeout=backoff.next())
+                await self._start()
+        if self._stop and self.task.status is Status.PENDING:
+            # Nothing began, or the word came when the run had ended: no other run may follow.
+            await self._make(Move.CANCEL, outcome=endings.unbegun(self._stop))
 
     # --- a new start
 
     async def _start(self) -> None:
         """Judge once more, store the start, then begin it."""
+        self._try_again = False
         now = Instant.now(self._bench.clock)
         launch, refusal = await consider(self._bench, self.task, now)
+        if self._called.done():
+            return
         if launch is None or refusal:
             await self._make(Move.REFUSE, outcome=refusal)
-        elif not self._called.done():
+        else:
             await self._make(
                 Move.ASSIGN, start_id=launch.start_id, assigned_at=now, executor="", handle={}
             )
             await self._execute(launch)
-        elif self._stop:
-            await self._make(Move.CANCEL, outcome=endings.unbegun(self._stop))
 
     async def _execute(self, launch: Launch) -> None:
         """From a stored start to a run in progress, or to the reason why there is none."""
@@ -111,14 +118,17 @@ class Runner:
             return
         try:
             launching.make_room(launch)
-            executor, execution = await self._bench.hooks.execute(launch)
-        except NeverRan as error:
-            await self._never_ran(launch, error)
         except OSError as error:
             words = f"the private directory of the run cannot be made: {error}"
             await self._never_ran(launch, NeverRan(words, passing=True))
-        except Exception as error:
+            return
+        try:
+            executor, execution = await self._bench.hooks.execute(launch)
+        except NeverRan as error:
+            await self._never_ran(launch, error)
+        except Exception as error:  # an OSError too: it does not say that nothing began
             self._log.exception("a start was not answered; looking for what became of it")
+            self._failures += 1
             await self._find_again(launch, why=reason_of(error))
         else:
             await self._begin(launch, executor, execution)
@@ -156,21 +166,33 @@ class Runner:
 
     async def _find_again(self, launch: Launch, *, why: str) -> None:
         """Go on from whatever became of it."""
-        answer = await find_run(self._bench.hooks, self.task, launch, self._left)
-        if answer is None:
+        found = await self._seek(launch, why)
+        if found is None:
             return
-        executor, found = answer
-        if isinstance(found, NeverStarted):
-            await self._unbegun(launch)
-        elif isinstance(found, Lost):
-            await self._lost(launch, f"{why}: {found.reason}")
-        elif self.task.status is Status.ASSIGNED:
-            self._log.info("found a start that had begun", executor=executor)
-            await self._begin(launch, executor, found)
+        executor, execution = found
+        self._log.info("found a run again", executor=executor)
+        if self.task.status is Status.ASSIGNED:
+            await self._begin(launch, executor, execution)
         else:
-            self._log.info("found a run again", executor=executor)
-            self._launch, self._execution = launch, found
-            await self._follow(launch, found)
+            await self._follow(launch, execution)
+
+    async def _seek(self, launch: Launch, why: str) -> tuple[str, Execution] | None:
+        """The run, if it goes on. None: it was brought to its end, or the agent leaves."""
+        answer = await find_run(self._bench, self.task, launch, self._left)
+        if answer is None:
+            return None
+        executor, found = answer
+        if isinstance(found, Execution):
+            return executor, found
+        if isinstance(found, Lost):
+            await self._lost(launch, f"{why}: {found.reason}")
+        elif self._failures < STARTS:
+            await self._unbegun(launch)
+            self._try_again = self._failures > 0
+        else:
+            words = f"its executor failed {STARTS} times to start it, the last time so: {why}"
+            await self._never_ran(launch, NeverRan(words, passing=True))
+        return None
 
     async def _lost(self, launch: Launch, why: str) -> None:
         """It may have run, so it counts as a run; how it ended is never guessed."""
@@ -183,41 +205,61 @@ class Runner:
 
     async def _follow(self, launch: Launch, execution: Execution) -> None:
         """From a run in progress to its stored end; or leave it, if it outlives the agent."""
+        backoff = self._bench.backoff()
+        while True:
+            self._launch, self._execution = launch, execution
+            try:
+                outcome = await self._outcome(execution)
+                break
+            except Exception as error:
+                self._log.exception("an executor lost sight of a run; asking it again")
+                await asyncio.wait({self._left}, timeout=backoff.next())
+                found = await self._seek(launch, why=reason_of(error))
+            if found is None:
+                return
+            execution = found[1]
+        if outcome:
+            await self._end(outcome)
+            try:
+                await execution.forget()
+            except Exception:  # it only remembers longer than it needs to
+                self._log.exception("an executor could not let go of a run that has ended")
+            await self._clear(launch)
+
+    async def _outcome(self, execution: Execution) -> Outcome | None:
+        """How it ended, with the reason if that was ours. None: it goes on without this agent."""
         waiter = asyncio.create_task(execution.wait(), name=f"run {self.task.id}")
         try:
-            outcome = await self._outcome(execution, waiter)
-        except Exception as error:
-            self._log.exception("an executor lost sight of a run; asking it again")
-            await self._find_again(launch, why=reason_of(error))
-            return
+            stop = await self._ended_or_stopped(waiter)
+            if stop is None and not waiter.done():
+                if execution.survives:
+                    return None
+                stop = endings.agent_left()
+            # An end of its own that was seen before the signal counts.
+            ours = not waiter.done() and stop and await self._signalled(execution, waiter, stop)
+            outcome = await waiter
         finally:
             if not waiter.done():
                 waiter.cancel()
-                await asyncio.wait({waiter})
-        if outcome:
-            await self._end(outcome)
-            await execution.forget()
-            await self._clear(launch)
+                await asyncio.wait({waiter}, timeout=LET_GO)
+            if waiter.done() and not waiter.cancelled():
+                waiter.exception()  # seen
+        if not isinstance(outcome, Outcome):
+            raise PluginError(f"wait must answer with an Outcome, not {type(outcome).__name__}")
+        return endings.stopped(outcome, stop) if stop and ours else outcome
 
-    async def _outcome(
-        self, execution: Execution, waiter: "asyncio.Task[Outcome]"
-    ) -> Outcome | None:
-        """How it ended, with the reason if that was ours. None: it goes on without this agent."""
-        stop = await self._ended_or_stopped(waiter)
-        if stop is None and not waiter.done():
-            if execution.survives:
-                return None
-            stop = endings.agent_left()
-        if stop is None or waiter.done():
-            return waiter.result()  # its own end was seen first, so that counts
+    async def _signalled(
+        self, execution: Execution, waiter: "asyncio.Task[Outcome]", stop: Stop
+    ) -> bool:
+        """TERM, grace, KILL, until nothing is left. False if it had ended by itself."""
         if not await execution.signal(signal.SIGTERM):
-            return await waiter
+            return False
         self._log.info("ending a run", why=stop.words)
         await asyncio.wait({waiter}, timeout=execution.grace)
         while not waiter.done():
             await execution.signal(signal.SIGKILL)
             await asyncio.wait({waiter}, timeout=KILL_AGAIN)
-        return endings.stopped(waiter.result(), stop)
+        return True
 
     async def _ended_or_stopped(self, waiter: "asyncio.Task[Outcome]") -> Stop | None:
         """Wait for the run's end (None), a stop, its timeout, or the agent's leaving (None)."""
@@ -256,7 +298,7 @@ class Runner:
 
         Raises Conflict if somebody else moved the task.
         """
-        backoff = Backoff()
+        backoff = self._bench.backoff()
         while True:
             try:
                 self.task = await self._bench.moves.make(
@@ -269,25 +311,13 @@ class Runner:
                 self._log.error("a task's state cannot be saved, trying again", why=str(error))
                 await self._bench.clock.sleep(backoff.next())
         if self.task.status in FINAL:
-            self._log.info(self.task.status.value, why=outcome.error if outcome else "")
+            words = {"why": outcome.error} if outcome and outcome.error else {}
+            self._log.info(self.task.status.value, **words)
 
     @staticmethod
     async def _clear(launch: Launch) -> None:
         if not launching.clear_room(launch):
             await asyncio.to_thread(launching.clear_full_room, launch)
-
-
-async def consider(bench: Bench, task: Task, now: Instant) -> tuple[Launch | None, Outcome | None]:
-    """The launch that the task's next start would have, and the outcome if it may not run."""
-    if task.unreadable:
-        return None, endings.refused(Code.INVALID, task.unreadable)
-    start_id = launching.new_start_id()
-    try:
-        launch = launching.build(task, bench.runs_dir, start_id=start_id, stored_at=now)
-    except NeverRan as error:
-        return None, endings.never_ran(error)
-    verdict = await bench.hooks.validate(task, launch)
-    return launch, None if verdict.allowed else endings.refused(Code.POLICY, verdict.reason)
 
 
 def _resolve(future: "asyncio.Future[None]") -> None:
