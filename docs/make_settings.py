@@ -77,7 +77,8 @@ def models() -> dict[str, type[Section]]:
     """Every table that this project brings, in the order of the documentation."""
     found = dict(CORE_SECTIONS)
     found |= {i.name: i.settings for i in discover(PluginsSection()) if i.settings is not None}
-    return found | {"server": ServerSettings}
+    found["server"] = ServerSettings
+    return {name: model for name, model in found.items() if model.model_fields}
 
 
 def toml(value: Any) -> str:
