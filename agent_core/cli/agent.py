@@ -36,7 +36,7 @@ def agent(file: Path | None, as_json: bool) -> None:
     if as_json:
         environ["REMOTEGPU_LOG__FORMAT"] = "json"
     loaded = load(file, environ)
-    log.configure(loaded.section("log", LogSection))
+    log.configure(loaded.section("log", LogSection), secrets=loaded.secrets())
     for warning in loaded.warnings:
         log.get("settings").warning(warning)
     raise click.exceptions.Exit(asyncio.run(Agent(loaded).run()))
