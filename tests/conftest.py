@@ -1,4 +1,4 @@
-"""What every test may use: no settings of the machine it runs on, and engines that may be missing."""
+"""What every test may use: an environment without settings, and engines that may be missing."""
 
 import os
 import shutil

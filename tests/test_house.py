@@ -209,3 +209,13 @@ def test_every_distribution_that_is_needed_is_pinned() -> None:
 @pytest.mark.parametrize("word", ["http://", "https://", "index", "-e ", "file:"])
 def test_the_pins_name_no_place_to_get_them_from(word: str) -> None:
     assert word not in (ROOT / "constraints.txt").read_text()
+
+
+def test_make_help_names_every_target_and_what_ci_calls_exists() -> None:
+    targets = re.search(r"(?m)^\.PHONY: (.*)$", (ROOT / "Makefile").read_text())
+    assert targets is not None
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    told = set(re.findall(r"(?m)^make (\S+)", done.stdout))
+    assert told == set(targets[1].split()) - {"help"}
+    called = re.findall(r"(?m)\bmake ([a-z-]+)$", (ROOT / ".ci/run").read_text())
+    assert set(called) == {"check", "test", "test-engines"} <= told
