@@ -1,6 +1,8 @@
 """The runtime directory: on tmpfs where there is one, and the same one after a restart."""
 
 import json
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,13 @@ SHM = Path("/dev/shm")
 with_tmpfs = pytest.mark.skipif(
     not SHM.is_dir() or not on_tmpfs(SHM), reason="there is no tmpfs at /dev/shm"
 )
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A path short enough for a socket below it, which pytest's own is not always."""
+    with tempfile.TemporaryDirectory(prefix="rg-") as path:
+        yield Path(path)
 
 
 def opened(path: Path, **section: object) -> StateDirectory:
