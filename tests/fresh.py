@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import sysconfig
+import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,15 @@ def build(source: Path, out: Path, kind: str) -> Path:
     assert done.returncode == 0, done.stdout + done.stderr
     (made,) = (p for p in out.iterdir() if p.suffix == {"sdist": ".gz", "wheel": ".whl"}[kind])
     return made
+
+
+def release(out: Path) -> tuple[Path, Path]:
+    """This project's sdist, and the wheel built from it unpacked, as an installer would."""
+    sdist = build(ROOT, out / "sdist", "sdist")
+    with tarfile.open(sdist) as tar:
+        tar.extractall(out / "unpacked", filter="data")
+    (source,) = (out / "unpacked").iterdir()
+    return sdist, build(source, out / "wheel", "wheel")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

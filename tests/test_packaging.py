@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fresh import ROOT, Environment, build, environment
+from tests.fresh import ROOT, Environment, environment, release
 
 PACKAGES = {
     "agent_core": ROOT,
@@ -28,11 +28,7 @@ class Released:
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory) -> Released:
     out = tmp_path_factory.mktemp("dist")
-    sdist = build(ROOT, out, "sdist")
-    with tarfile.open(sdist) as tar:
-        tar.extractall(out / "unpacked", filter="data")
-    (source,) = (out / "unpacked").iterdir()
-    wheel = build(source, out, "wheel")
+    sdist, wheel = release(out)
     made = environment(out / "environment")
     made.install(wheel)
     return Released(sdist=sdist, wheel=wheel, environment=made)
