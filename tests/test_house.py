@@ -50,8 +50,9 @@ def modules_after(statement: str) -> set[str]:
     """What a fresh interpreter has imported after a statement."""
     code = f"{statement}\nimport sys; print('\\n'.join(sys.modules))"
     done = subprocess.run(
-        [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True
+        [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False
     )
+    assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
 
 
