@@ -5,6 +5,10 @@
         def execute(self, launch: Launch) -> Awaitable[Execution]:
             return ChildExecution.start(launch, ["my-wrapper", "--", *launch.argv], env=…)
 
+        @hookimpl
+        async def reattach(self, launch: Launch, running: bool) -> NeverStarted | Lost:
+            return ChildExecution.recall(launch, running=running)
+
 Such a run ends with the agent's own stop, so `survives` stays False. An agent that is killed
 cannot end it: wrap it in something that dies with its parent.
 """
@@ -20,14 +24,16 @@ import subprocess
 import termios
 import time
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 from agent_core import processes
-from agent_core.errors import NeverRan
-from agent_core.models import Launch, Outcome, Reason, Stream, Usage
+from agent_core.errors import NeverRan, RemoteGPUError
+from agent_core.models import Launch, Lost, NeverStarted, Outcome, Reason, Stream, Usage
 from agent_core.program import PATH, never_ran
 from agent_core.protocols import Execution
 
+BEGAN = ".began"  # a file in the scratch directory: this start was tried
 CAP = 1024 * 1024  # bytes kept of each stream
 READ = 256 * 1024  # bytes read at once
 LOOK_AGAIN = (0.001, 0.25)  # seconds between two looks at a tree that is being killed: first, most
@@ -68,12 +74,14 @@ class ChildExecution(Execution):
     """
 
     def __init__(
-        self, process: "subprocess.Popen[bytes]", start_id: str, cap: int, *, wrapped: bool
+        self, process: "subprocess.Popen[bytes]", launch: Launch, cap: int, *, wrapped: bool
     ) -> None:
         self.handle = {"pid": process.pid}
         self._pid = process.pid
-        self._start_id = start_id
+        self._start_id = launch.start_id
+        self._began_file = Path(launch.scratch, BEGAN)
         self._wrapped = wrapped
+        self._leader = processes.Process.read(process.pid)
         self._began = time.monotonic()
         self._captures: dict[Stream, Capture] = {"stdout": Capture(cap), "stderr": Capture(cap)}
         self._pipes: dict[int, Capture] = {}
@@ -112,6 +120,11 @@ class ChildExecution(Execution):
         env = launch.env if env is None else env
         if not os.path.isdir(launch.cwd):
             raise never_ran(errno.ENOENT, argv=launch.argv, cwd=launch.cwd, at="cwd")
+        began = Path(launch.scratch, BEGAN)
+        try:
+            began.touch()
+        except OSError as error:
+            raise never_ran(error.errno or 0, argv=argv, cwd=cwd, at="scratch") from error
         try:
             process = subprocess.Popen(  # noqa: ASYNC220 (takes a millisecond)
                 argv,
@@ -123,20 +136,35 @@ class ChildExecution(Execution):
                 start_new_session=True,
             )
         except ValueError as error:
+            began.unlink(missing_ok=True)
             raise NeverRan(f"the command or its environment cannot be used: {error}") from error
         except OSError as error:
+            began.unlink(missing_ok=True)
             at = "cwd" if error.filename == cwd != argv[0] else "exec"
             path = env.get("PATH", PATH)
             raise never_ran(error.errno or 0, argv=argv, cwd=cwd, path=path, at=at) from error
-        execution = cls(process, launch.start_id, max_output_size, wrapped=wrapped)
+        execution = cls(process, launch, max_output_size, wrapped=wrapped)
         execution.grace = grace
         return execution
+
+    @staticmethod
+    def recall(launch: Launch, *, running: bool) -> NeverStarted | Lost:
+        """What to answer to `reattach`: how such a run ended, nobody saw.
+
+        Raises RemoteGPUError while something of it still lives: asked again, it will be gone.
+        """
+        if processes.of_run(processes.living(launch.start_id), 0):
+            raise RemoteGPUError("the run outlived its agent and has not ended yet")
+        if running or Path(launch.scratch, BEGAN).exists():
+            return Lost(reason="it was a child of an agent that was killed")
+        return NeverStarted()
 
     async def wait(self) -> Outcome:
         status, used = await asyncio.shield(self._ended)
         wait, most = LOOK_AGAIN
-        while left := self._left():
-            _send(left, signal.SIGKILL)
+        left: set[processes.Process] = set()
+        while left := processes.remains(processes.living(self._start_id), self._leader, left):
+            _send({one.pid for one in left if not one.dying}, signal.SIGKILL)
             await asyncio.sleep(wait)
             wait = min(2 * wait, most)
         return self._outcome(status, used)
@@ -144,13 +172,15 @@ class ChildExecution(Execution):
     async def signal(self, signum: int) -> bool:
         if self._reaped or _is_zombie(self._pid):
             return False
-        everything = processes.living()
-        tree = processes.of_run(everything, self._pid, self._start_id)
+        tree = processes.of_run(processes.living(self._start_id), self._pid)
         if self._wrapped and signum != signal.SIGKILL:
             wrapper = processes.program(self._pid)
             tree = {pid for pid in tree if processes.program(pid) != wrapper} or {self._pid}
         _send(tree, signum)
         return True
+
+    async def forget(self) -> None:
+        self._began_file.unlink(missing_ok=True)
 
     async def tail(self, stream: Stream, limit: int) -> bytes:
         return self._captures[stream].last(limit)
@@ -192,16 +222,6 @@ class ChildExecution(Execution):
         self._reaped = True
         if not self._ended.done():
             self._ended.set_result((status, used))
-
-    def _left(self) -> set[int]:
-        """Whoever lives of it.
-
-        A session keeps its number while a member lives; a process that has the number now is a
-        stranger, and the session gone.
-        """
-        everything = processes.living()
-        leader = 0 if self._pid in everything else self._pid
-        return processes.of_run(everything, leader, self._start_id)
 
     def _outcome(self, status: int, used: Any) -> Outcome:
         stdout, dropped_stdout = self._captures["stdout"].kept()

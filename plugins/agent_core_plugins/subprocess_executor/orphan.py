@@ -31,23 +31,40 @@ class Orphan:
         now = tree.process(self._pid)
         return now is not None and now.ticks == self._ticks and now.state not in "ZX"
 
-    def left(self) -> set[int]:
-        """Whoever lives of it."""
+    def left(self) -> set[tree.Process]:
+        """Whoever lives of it: in its session or group, marked with its id, or descended."""
+        return self._look()[0]
+
+    def _look(self) -> tuple[set[tree.Process], set[tree.Process]]:
+        """Those, and whoever else is just dying and no older than the run.
+
+        A process that dies has no environment any more, so it cannot be told whose it was.
+        """
+        roots = tree.marked(self._start_id)  # first: whose environment is gone is then seen dying
         everything = tree.snapshot()
         one = everything.get(self._pid)
-        # The number still is its session's as long as one member lives, so nobody else can have
-        # got it; but if another process has it now, the whole session is gone.
-        reused = one is not None and one.ticks != self._ticks
-        return tree.belonging(everything, self._start_id, 0 if reused else self._pid)
+        # A session keeps its number while a member lives; whoever has it now is a stranger.
+        if one is None or one.ticks == self._ticks:
+            roots |= {
+                row.pid for row in everything.values() if self._pid in (row.group, row.session)
+            }
+        found = {everything[pid] for pid in tree.family(everything, roots) if pid in everything}
+        living = {row for row in everything.values() if tree.lives(row)}
+        dying = {row for row in living if tree.dying(row) and row.ticks >= self._ticks}
+        return found & living, dying
 
     async def gone(self) -> None:
         """Returns when nothing of it is left. After its main process the rest is killed."""
         await self._main_gone()
         wait = LOOK_AGAIN
-        while left := self.left():
+        left, dying = self._look()
+        while left or dying:
             self._send(left, signal.SIGKILL)
             await self._clock.sleep(wait)
             wait = min(2 * wait, LOOK_AT_MOST)
+            seen = {(row.pid, row.ticks) for row in left | dying}
+            left, dying = self._look()
+            dying = {row for row in dying if (row.pid, row.ticks) in seen}
 
     def signal(self, signum: int) -> bool:
         """Signal the whole tree. False if its main process is gone."""
@@ -57,11 +74,9 @@ class Orphan:
         return True
 
     @staticmethod
-    def _send(pids: set[int], signum: int) -> None:
-        for pid in pids:
-            one = tree.process(pid)
-            if one is not None:
-                tree.send(one, signum)
+    def _send(processes: set[tree.Process], signum: int) -> None:
+        for one in processes:
+            tree.send(one, signum)
 
     async def _main_gone(self) -> None:
         """Wait for the end of the main process, by a pidfd: no polling."""
@@ -86,11 +101,8 @@ async def look_for(start_id: str, clock: Clock) -> Line | None:
     """The process that bears a start's marker: looked for twice, since it may just be between
     fork and exec. None: there is none."""
     for pause in (1.0, 0.0):
-        marked = [
-            one
-            for one in tree.snapshot().values()
-            if one.state not in "ZX" and tree.marker(one.pid) == start_id
-        ]
+        found = (tree.process(pid) for pid in tree.marked(start_id))
+        marked = [one for one in found if one is not None and tree.lives(one)]
         if marked:
             leaders = [one for one in marked if one.pid == one.session] or marked
             first = min(leaders, key=lambda one: one.ticks)

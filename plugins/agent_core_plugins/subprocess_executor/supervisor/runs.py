@@ -31,19 +31,23 @@ class Run:
 
     __slots__ = ("began", "boot", "end", "fifos", "owed", "pid", "sinks", "start_id", "ticks", "wall", "wide")  # fmt: skip # noqa: E501
 
-    def __init__(self, start_id: str, pid: int, fifos: tuple[int, int]) -> None:
+    def __init__(self, start_id: str) -> None:
         self.start_id = start_id
-        self.pid = pid
-        self.fifos = fifos
         self.began = time.monotonic()
         self.wall = time.time()
         self.boot = time.clock_gettime(time.CLOCK_BOOTTIME)
-        one = tree.process(pid)
-        self.ticks = one.ticks if one else 0
+        self.pid = 0
+        self.ticks = 0
+        self.fifos = (-1, -1)
         self.sinks: tuple[Sink, Sink]
         self.wide = [False, False]
         self.end: Line | None = None  # how its main process ended
         self.owed = True  # the end is not told yet
+
+    def exists(self, pid: int, fifos: tuple[int, int]) -> None:
+        """Its process is there."""
+        one = tree.process(pid)  # our child and not reaped: it is there
+        self.pid, self.fifos, self.ticks = pid, fifos, one.ticks if one else 0
 
     def told(self) -> Line:
         """What is told of it as it stands."""
@@ -85,13 +89,14 @@ class Runs:
         except OSError as error:
             self._never(start_id, Refused(error.errno or 0, "journal"))
             return
+        run = Run(start_id)
         try:
             pid, fifos = self._spawner.start(start_id, asked["argv"], asked["env"], asked["cwd"])
         except Refused as refused:
             self._note("never", start_id, {"errno": refused.errno, "stage": refused.stage})
             self._never(start_id, refused)
             return
-        run = Run(start_id, pid, fifos)
+        run.exists(pid, fifos)
         run.sinks = (Sink(asked["out"][0], asked["cap"]), Sink(asked["out"][1], asked["cap"]))
         self._runs[start_id] = self._mains[pid] = run
         self._note("started", start_id, run.identity())

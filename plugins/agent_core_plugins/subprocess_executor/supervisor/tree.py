@@ -7,9 +7,10 @@ import signal
 from collections import namedtuple
 
 MARKER = b"REMOTEGPU_START_ID="
+PF_EXITING = 0x4
 ENVIRON_LIMIT = 4 * 1024 * 1024  # bytes of an environment that are searched
 
-Process = namedtuple("Process", "pid state parent group session ticks")
+Process = namedtuple("Process", "pid state parent group session flags ticks")
 """One row of /proc; ticks is the start time, which with the pid names a process for ever."""
 
 
@@ -20,7 +21,7 @@ def process(pid: int) -> Process | None:
             data = file.read(1024)
         fields = data[data.rindex(b")") + 2 :].split()  # the name may hold anything
         state = fields[0].decode("ascii")
-        return Process(pid, state, *map(int, (*fields[1:4], fields[19])))
+        return Process(pid, state, *map(int, (*fields[1:4], fields[6], fields[19])))
     except (OSError, ValueError, IndexError):
         return None
 
@@ -60,21 +61,20 @@ def family(everything: dict[int, Process], roots: set[int]) -> set[int]:
     return found
 
 
-def belonging(everything: dict[int, Process], start_id: str, leader: int) -> set[int]:
-    """Whoever lives of a run: in its session or group, marked with its id, or their descendants.
-
-    Zombies do not count: they run no more, and whoever has to will reap them.
-    """
-    roots = {
-        one.pid
-        for one in everything.values()
-        if (leader and leader in (one.session, one.group)) or marker(one.pid) == start_id
-    }
-    return {pid for pid in family(everything, roots) if _lives(everything.get(pid))}
+def marked(start_id: str) -> set[int]:
+    """Every process whose environment names that start."""
+    pids = (int(name) for name in os.listdir("/proc") if name.isdecimal())
+    return {pid for pid in pids if marker(pid) == start_id}
 
 
-def _lives(one: Process | None) -> bool:
+def lives(one: Process | None) -> bool:
+    """Zombies do not count: they run no more, and whoever has to will reap them."""
     return one is not None and one.state not in "ZX"
+
+
+def dying(one: Process) -> bool:
+    """It executes nothing of its own any more, and its environment is gone."""
+    return bool(one.flags & PF_EXITING)
 
 
 def send(one: Process, signum: int) -> bool:
