@@ -3,31 +3,21 @@
 import subprocess
 import sys
 import sysconfig
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
 
-def build(source: Path, out: Path, kind: str) -> Path:
-    """Build an `sdist` or a `wheel` of a project, without a download; the file's path."""
+def build(source: Path, out: Path) -> tuple[Path, Path]:
+    """A project's sdist, and the wheel built from that sdist, without a download."""
     done = subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation", f"--{kind}", "--outdir", out, source],
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    (made,) = (p for p in out.iterdir() if p.suffix == {"sdist": ".gz", "wheel": ".whl"}[kind])
-    return made
-
-
-def release(out: Path) -> tuple[Path, Path]:
-    """This project's sdist, and the wheel built from it unpacked, as an installer would."""
-    sdist = build(ROOT, out / "sdist", "sdist")
-    with tarfile.open(sdist) as tar:
-        tar.extractall(out / "unpacked", filter="data")
-    (source,) = (out / "unpacked").iterdir()
-    return sdist, build(source, out / "wheel", "wheel")
+    (sdist,), (wheel,) = out.glob("*.tar.gz"), out.glob("*.whl")
+    return sdist, wheel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

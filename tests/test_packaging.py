@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fresh import ROOT, Environment, environment, release
+from tests.fresh import ROOT, Environment, build, environment
 
 PACKAGES = {
     "agent_core": ROOT,
@@ -27,8 +27,8 @@ class Released:
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory) -> Released:
-    out = tmp_path_factory.mktemp("dist")
-    sdist, wheel = release(out)
+    out = tmp_path_factory.mktemp("released")
+    sdist, wheel = build(ROOT, out / "dist")
     made = environment(out / "environment")
     made.install(wheel)
     return Released(sdist=sdist, wheel=wheel, environment=made)
