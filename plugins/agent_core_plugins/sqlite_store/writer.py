@@ -76,10 +76,7 @@ class Writer:
 
     def _run(self) -> None:
         while jobs := self._next():
-            done = self._together(jobs)
-            if done is None:
-                done = [self._alone(job) for job in jobs]
-            _answer(done)
+            _answer(self._written(jobs))
 
     def _next(self) -> list[_Job]:
         """What waits; none once the store is closed and all is done."""
@@ -88,31 +85,35 @@ class Writer:
                 self._changed.wait()
             return [self._jobs.popleft() for _ in range(min(len(self._jobs), TOGETHER))]
 
-    def _together(self, jobs: Sequence[_Job]) -> list[_Done] | None:
-        """All in one transaction; None if that did not work: then nothing of it was kept."""
-        db = self._db
-        try:
-            db.execute("BEGIN IMMEDIATE")
-            done = [_Done(job, job.work(db), None) for job in jobs]
-            db.execute("COMMIT")
-        except Exception as error:
-            self._undo()
-            return [_Done(jobs[0], None, self._told(error))] if len(jobs) == 1 else None
+    def _written(self, jobs: Sequence[_Job]) -> list[_Done]:
+        """All in one transaction; if that cannot be kept, each in its own."""
+        done: list[_Done] = []
+        parts = [jobs]
+        while parts:
+            part = parts.pop(0)
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+            except sqlite3.Error as error:  # nobody may write: waiting again for each is in vain
+                rest = [job for later in (part, *parts) for job in later]
+                return done + [_Done(job, None, translated(error, self._path)) for job in rest]
+            try:
+                results = [_Done(job, job.work(self._db), None) for job in part]
+                self._db.execute("COMMIT")
+            except Exception as error:
+                self._undo()
+                if len(part) == 1:
+                    done.append(_Done(part[0], None, translated(error, self._path)))
+                else:
+                    parts = [[job] for job in part]
+            else:
+                done += results
         return done
-
-    def _alone(self, job: _Job) -> _Done:
-        done = self._together([job])
-        assert done is not None, "one piece of work has a result or an error"
-        return done[0]
 
     def _undo(self) -> None:
         """Some errors have rolled back already (a full disk), some not."""
         with contextlib.suppress(sqlite3.Error):
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-
-    def _told(self, error: Exception) -> StoreError:
-        return translated(error, self._path)
 
 
 def _answer(done: Sequence[_Done]) -> None:
