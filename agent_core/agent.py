@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import ctypes
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
 
 from agent_core import plugins
+from agent_core.bench import Bench
 from agent_core.claims import Source
 from agent_core.clock import Clock, SystemClock
 from agent_core.handle import Handle
@@ -15,7 +17,6 @@ from agent_core.leases import Leases
 from agent_core.log import get
 from agent_core.moves import Moves
 from agent_core.protocols import PluginContext, Store
-from agent_core.runner import Bench
 from agent_core.sections import AgentSection, PluginsSection, ShutdownSection
 from agent_core.settings import Loaded
 from agent_core.statedir import StateDirectory
@@ -100,44 +101,45 @@ class Agent:
             hooks=hooks,
             grew=grew,
         )
-        serving = [_named(f"serve {name}", job) for name, job in hooks.serving(handle)]
+        jobs: list[asyncio.Task[Any]] = []
+        serving: list[asyncio.Task[Any]] = []
         try:
-            await worker.recover()
+            await worker.recover()  # before anybody can ask for a task that it has not seen yet
+            serving += [_named(f"serve {name}", job) for name, job in hooks.serving(handle)]
             self._log.info("ready", agent=state.agent_id, machine=state.machine_id)
-            loop = _named("worker", worker.run())
             claims = [
-                _named(f"claim {name}", Source(name, hooks, store, worker).run(handle.stopping))
+                _named(f"claim {name}", Source(name, bench, store, worker).run(handle.stopping))
                 for name in hooks.sources
             ]
-            failed = await self._until_stopped([loop, *claims, *serving])
+            jobs += [_named("worker", worker.run()), *claims]
+            failed = await self._until_stopped([*jobs, *serving])
             handle.stopping.set()
             if not failed:
                 await self._leave(worker, store, claims)
-            worker.abandon()
-            await _end([loop, *claims])
             return 1 if failed else 0
         finally:
-            await _end(serving)
+            handle.stopping.set()
+            await worker.abandon()
+            await self._end(jobs)
+            await self._end(serving)
 
-    async def _until_stopped(self, jobs: list["asyncio.Task[None]"]) -> bool:
+    async def _until_stopped(self, jobs: list["asyncio.Task[Any]"]) -> bool:
         """True if a part of the agent ended by itself: none may."""
         stopped = _named("stop", self._stopped.wait())
         done, _ = await asyncio.wait({stopped, *jobs}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         for job in done - {stopped}:
-            error = job.exception()
-            self._log.error("a part of the agent ended", part=job.get_name(), exc_info=error)
+            self._log.error("a part of the agent ended, so it stops", part=job.get_name())
         return bool(done - {stopped})
 
-    async def _leave(
-        self, worker: Worker, store: Store, claims: list["asyncio.Task[None]"]
-    ) -> None:
+    async def _leave(self, worker: Worker, store: Store, claims: list["asyncio.Task[Any]"]) -> None:
         """Within the grace: answers awaited, runs handed over, the rest given back and told."""
         self._log.info("stopping; once more to leave at once", grace=self._grace)
 
         async def gently() -> None:
-            await asyncio.wait(claims) if claims else None
             await worker.leave()
+            if claims:
+                await asyncio.wait(claims)
             await worker.give_back()
             while await store.outbox(limit=1):
                 await asyncio.sleep(0.05)
@@ -147,11 +149,20 @@ class Agent:
         done, _ = await asyncio.wait(
             {leaving, hurried}, timeout=self._grace, return_when=asyncio.FIRST_COMPLETED
         )
-        await _end([hurried, leaving])
+        await self._end([hurried, leaving])
         if leaving not in done:
             self._log.warning("leaving before everything was told; it is kept for the next start")
-        elif error := leaving.exception():
-            self._log.error("could not leave in order; it is kept", exc_info=error)
+
+    async def _end(self, jobs: list["asyncio.Task[Any]"]) -> None:
+        """End what still runs. What failed while the agent was leaving is said, not lost."""
+        for job in jobs:
+            job.cancel()
+        if not jobs:
+            return
+        done, _ = await asyncio.wait(jobs, timeout=LAST_WORDS)
+        for job in done:
+            if not job.cancelled() and (error := job.exception()):
+                self._log.error("a part of the agent failed", part=job.get_name(), exc_info=error)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -166,18 +177,8 @@ class Agent:
                 loop.remove_signal_handler(number)
 
 
-def _named(name: str, job: Awaitable[object]) -> "asyncio.Task[None]":
-    async def awaited() -> None:
-        await job
-
-    return asyncio.create_task(awaited(), name=name)
-
-
-async def _end(jobs: list["asyncio.Task[None]"]) -> None:
-    for job in jobs:
-        job.cancel()
-    if jobs:
-        await asyncio.wait(jobs, timeout=LAST_WORDS)
+def _named(name: str, job: Coroutine[Any, Any, object]) -> "asyncio.Task[Any]":
+    return asyncio.create_task(job, name=name)
 
 
 def _hide_memory() -> None:

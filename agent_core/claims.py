@@ -2,44 +2,55 @@
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
-from agent_core.backoff import Backoff, pause
+from agent_core.backoff import pause
+from agent_core.bench import Bench
 from agent_core.errors import StoreError, Unreachable
-from agent_core.hooks import Caller, reason_of
+from agent_core.hooks import reason_of
 from agent_core.log import get
 from agent_core.models import Claim, Demand, Task
 from agent_core.protocols import Store
 from agent_core.worker import Worker
 
+AT_ONCE = 1.0  # seconds; an empty answer that came sooner is asked for again after that long
+
 
 class Source:
     """Asks one plugin for as much as there is room for, and stores what it brings."""
 
-    def __init__(self, name: str, hooks: Caller, store: Store, worker: Worker) -> None:
+    def __init__(self, name: str, bench: Bench, store: Store, worker: Worker) -> None:
         self._name = name
-        self._hooks = hooks
+        self._bench = bench
         self._store = store
         self._worker = worker
-        self._backoff = Backoff()
+        self._backoff = bench.backoff()
         self._trouble = ""  # said once a change
         self._log = get("claims")
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Until `stopping`. A claim in flight is never cancelled: its answer would be lost."""
         while not stopping.is_set():
-            if self._worker.room <= 0:
+            slots = self._worker.room
+            if slots <= 0:
                 await self._until_room(stopping)
                 continue
+            asked_at = self._bench.clock.boottime()
             try:
-                claim = await self._hooks.claim(self._name, Demand(slots=self._worker.room))
+                claim = await self._bench.hooks.claim(self._name, Demand(slots=slots))
                 fresh = await self._keep(claim)
             except Exception as error:
                 await pause(self._trouble_with(error), stopping)
                 continue
             self._well_again()
+            if len(fresh) > slots:
+                self._log.warning("more came than was asked for", source=self._name, by=len(fresh))
             await self._worker.admit(fresh)
-            if claim.ask_again > 0:
-                await pause(claim.ask_again, stopping)
+            wait = claim.ask_again
+            if not fresh and self._bench.clock.boottime() - asked_at < AT_ONCE:
+                wait = max(wait, AT_ONCE)  # or it would be asked as fast as it can say no
+            if wait > 0:
+                await pause(wait, stopping)
 
     async def _keep(self, claim: Claim) -> list[Task]:
         """Tasks and facts in one transaction: after a crash in between, the source asks again."""
@@ -49,8 +60,8 @@ class Source:
         return await self._store.add(tasks, claim.facts)
 
     async def _until_room(self, stopping: asyncio.Event) -> None:
-        room = asyncio.ensure_future(self._worker.changed.wait())
-        stop = asyncio.ensure_future(stopping.wait())
+        room: asyncio.Future[Any] = self._worker.changed.next()
+        stop: asyncio.Future[Any] = asyncio.ensure_future(stopping.wait())
         try:
             await asyncio.wait({room, stop}, return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Collection, Sequence
 
 from agent_core.api.wire import Answer, Code
-from agent_core.errors import PluginError
+from agent_core.errors import Unreachable
 from agent_core.hooks import Caller, reason_of
 from agent_core.lifecycle import Status
 from agent_core.log import get
@@ -76,17 +76,27 @@ class Handle:
         self._grew.clear()
 
     async def report(self, events: Sequence[Event]) -> list[Receipt]:
-        """One source's outage or absence holds up its own events alone."""
+        """One source's outage or absence holds up its own events alone.
+
+        Raises Unreachable if none of the sources could be told anything.
+        """
         receipts: dict[int, Receipt] = {}
-        for source in {event.source for event in events}:
+        away: list[Unreachable] = []
+        sources = dict.fromkeys(event.source for event in events)
+        for source in sources:
             theirs = [event for event in events if event.source == source]
             try:
                 answers = await self._hooks.report(source, theirs)
-            except PluginError as error:
-                self._log.error("events wait for their plugin", why=str(error))
+            except Unreachable as error:
+                away.append(error)
+                answers = [_not_now(event, str(error), error.retry_after) for event in theirs]
+            except Exception as error:
+                self._log.error("events wait for their plugin", why=reason_of(error))
                 answers = [_not_now(event, reason_of(error)) for event in theirs]
             receipts.update((receipt.seq, receipt) for receipt in answers)
-        return [receipts.get(event.seq) or _not_now(event, "no receipt") for event in events]
+        if away and len(away) == len(sources):
+            raise away[0]
+        return [receipts[event.seq] for event in events]
 
     async def settle(self, receipts: Sequence[Receipt]) -> None:
         await self._store.settle(receipts)
@@ -94,7 +104,7 @@ class Handle:
             if receipt.answer is Answer.RETRY:
                 continue
             key = self._outstanding.pop(receipt.seq, None)
-            if key and receipt.answer is Answer.STALE and self._worker.runner(key):
+            if key and receipt.answer is Answer.STALE:
                 reason = f"the server took the attempt back: {receipt.message}"
                 await self._worker.cancel(key, code=receipt.code, reason=reason)
 
@@ -108,5 +118,11 @@ class Handle:
         return await self._hooks.inventory()
 
 
-def _not_now(event: Event, why: str) -> Receipt:
-    return Receipt(seq=event.seq, answer=Answer.RETRY, code=Code.INTERNAL, message=why)
+def _not_now(event: Event, why: str, retry_after: float | None = None) -> Receipt:
+    return Receipt(
+        seq=event.seq,
+        answer=Answer.RETRY,
+        code=Code.INTERNAL,
+        message=why,
+        retry_after=retry_after,
+    )

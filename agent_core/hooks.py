@@ -2,7 +2,8 @@
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+import json
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn, cast
 
@@ -68,10 +69,10 @@ class Caller:
             for impl in reversed(caller.get_hookimpls())
         ]
 
-    def _one(self, hook: str) -> Callable[..., Any]:
+    def _one(self, hook: str) -> Implementation:
         found = self._asked[hook]
         if len(found) == 1:
-            return found[0][1]
+            return found[0]
         names = ", ".join(name for name, _ in found) or "none"
         raise PluginError(
             f"exactly one plugin must give the {hook} hook, but these do: {names}; "
@@ -88,10 +89,18 @@ class Caller:
         )
 
     async def store(self) -> Store:
-        return cast("Store", await self._one("store")())
+        plugin, function = self._one("store")
+        store = await function()
+        if store is None:
+            _broken(plugin, "store", "a Store", store)
+        return cast("Store", store)
 
     def schedule(self) -> Scheduler:
-        return cast("Scheduler", self._one("schedule")())
+        plugin, function = self._one("schedule")
+        scheduler = function()
+        if scheduler is None:
+            _broken(plugin, "schedule", "a Scheduler", scheduler)
+        return cast("Scheduler", scheduler)
 
     @property
     def sources(self) -> list[str]:
@@ -109,13 +118,14 @@ class Caller:
         consent: Verdict | None = None
         for plugin, function in self._asked["validate"]:
             try:
-                async with asyncio.timeout(VALIDATE_LIMIT):
+                async with asyncio.timeout(VALIDATE_LIMIT) as limit:
                     verdict = await function(task=task, launch=launch)
-            except TimeoutError:
-                return Verdict.deny(f"the validator {plugin} did not answer in {VALIDATE_LIMIT} s")
             except Exception as error:
+                if limit.expired():
+                    why = f"the validator {plugin} did not answer in {VALIDATE_LIMIT:g} s"
+                    return Verdict.deny(why)
                 self._log.exception("a validator failed", plugin=plugin)
-                return Verdict.deny(f"the validator {plugin} failed: {error}")
+                return Verdict.deny(f"the validator {plugin} failed: {reason_of(error)}")
             if not isinstance(verdict, Verdict):
                 return Verdict.deny(f"the validator {plugin} gave no verdict")
             if not verdict.allowed:
@@ -139,33 +149,46 @@ class Caller:
                 execution = await cast("Awaitable[Execution]", start)
             if not isinstance(execution, Execution):
                 _broken(plugin, "execute", "an Execution", execution)
+            _check_handle(plugin, execution)
             return plugin, execution
         raise NeverRan("no enabled executor takes this task")
 
     async def reattach(
         self, plugin: str, launch: Launch, *, running: bool
     ) -> tuple[str, Execution | NeverStarted | Lost]:
-        """Ask the run's executor; where that is not known, each in order until one knows it."""
-        asked = self._asked["reattach"]
-        if plugin:
-            asked = [(plugin, self._of("reattach", plugin))]
-        answer: Execution | NeverStarted | Lost = NeverStarted()
-        for name, function in asked:
+        """Ask the run's executor; where that is not known, each in order until one knows it.
+
+        A start that an executor without this hook may have taken is lost: it must not run twice.
+        """
+        asked = dict(self._asked["reattach"])
+        executors = [name for name, _ in self._asked["execute"]]
+        names = [plugin] if plugin else [*dict.fromkeys([*executors, *asked])]
+        silent = ""
+        for name in names:
+            if name in executors and name not in asked:
+                silent = silent or name
+                continue
+            function = self._of("reattach", name)
             async with asyncio.timeout(REATTACH_LIMIT):
                 answer = await function(launch=launch, running=running)
             if isinstance(answer, Execution | Lost):
+                if isinstance(answer, Execution):
+                    _check_handle(name, answer)
                 return name, answer
             if not isinstance(answer, NeverStarted):
                 _broken(name, "reattach", "an Execution, NeverStarted or Lost", answer)
-        return plugin, answer
+        if silent:
+            return silent, Lost(reason=f"the executor {silent} cannot find runs again")
+        return plugin, NeverStarted()
 
     async def report(self, plugin: str, events: Sequence[Event]) -> Sequence[Receipt]:
         receipts = await self._of("report", plugin)(events=events)
-        if len(receipts) != len(events):
-            _broken(plugin, "report", f"{len(events)} receipts", receipts)
+        told = [getattr(each, "seq", None) for each in receipts or ()]
+        if told != [event.seq for event in events]:
+            _broken(plugin, "report", "one receipt an event, by position", receipts)
         return cast("Sequence[Receipt]", receipts)
 
-    def serving(self, agent: AgentHandle) -> list[tuple[str, Awaitable[None]]]:
+    def serving(self, agent: AgentHandle) -> list[tuple[str, Coroutine[Any, Any, None]]]:
         """What each plugin that lives beside the work wants to be awaited."""
         return [(name, function(agent=agent)) for name, function in self._asked["serve"]]
 
@@ -176,7 +199,9 @@ class Caller:
         for plugin, function in self._asked["inventory"]:
             try:
                 async with asyncio.timeout(INVENTORY_LIMIT):
-                    part: Inventory = await function()
+                    part = await function()
+                if not isinstance(part, Inventory):
+                    _broken(plugin, "inventory", "an Inventory", part)
             except Exception:
                 self._log.exception("an inventory failed; its values are missing", plugin=plugin)
                 continue
@@ -194,6 +219,17 @@ def _accepting(function: Callable[..., Any], names: tuple[str, ...]) -> Callable
         return function(*(given[name] for name in names))
 
     return call
+
+
+def _check_handle(plugin: str, execution: Execution) -> None:
+    """It is stored with the run, so it must be there and be JSON."""
+    try:
+        json.dumps(dict(execution.handle))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise PluginError(
+            f"the plugin {plugin} broke its contract: an Execution needs a handle that is a "
+            f"mapping and JSON ({error})"
+        ) from error
 
 
 def _broken(plugin: str, hook: str, wanted: str, got: object) -> NoReturn:

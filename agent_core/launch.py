@@ -29,7 +29,7 @@ def build(task: Task, runs_dir: Path, *, start_id: str, stored_at: Instant | Non
     cwd = task.workdir or scratch
     if not os.path.isabs(cwd):
         raise NeverRan(f"the working directory {cwd!r} is not an absolute path; give it in full")
-    _refuse_nul(task)
+    _refuse_unusable(task)
     argv, script = _argv(task, cwd, str(runs_dir / f"{start_id}.script"))
     progress = str(runs_dir / f"{start_id}.progress")
     env = {
@@ -93,7 +93,8 @@ def _interpreter(text: str) -> tuple[str, ...]:
     """What a script's #! line names, read as the kernel reads it; bash where there is none."""
     if not text.startswith("#!"):
         return (BASH,)
-    words = text.split("\n", 1)[0][2:].strip().split(None, 1)
+    line = text.split("\n", 1)[0].split("\0", 1)[0]
+    words = line[2:].strip().split(None, 1)
     return tuple(words) or (BASH,)
 
 
@@ -114,13 +115,21 @@ def _is_file(command: str, cwd: str) -> bool:
         return False
 
 
-def _refuse_nul(task: Task) -> None:
+def _refuse_unusable(task: Task) -> None:
     """What exec cannot carry is told now, in words, instead of as an error of the executor."""
     if not task.command:
         raise NeverRan("the command is empty")
     texts = [task.command, *task.args, *task.env.values(), *task.env, task.workdir]
     if any("\0" in text for text in texts):
         raise NeverRan("command, arguments, environment and workdir cannot hold a NUL character")
+    try:
+        for text in texts:
+            os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise NeverRan(
+            "command, arguments, environment and workdir must be text that UTF-8 can carry, "
+            f"without {error.object[error.start : error.end]!a}"
+        ) from error
     for name in task.env:
         if not name or "=" in name:
             raise NeverRan(f"the environment name {name!r} is empty or holds '='; rename it")
@@ -137,19 +146,26 @@ def make_room(launch: Launch) -> None:
 
 
 def clear_room(launch: Launch) -> bool:
-    """Remove what `make_room` made. False if the task left something in its directory."""
-    for path in (launch.progress, launch.script[0] if launch.script else ""):
-        if path:
-            Path(path).unlink(missing_ok=True)
-    try:
-        os.rmdir(launch.scratch)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
+    """Remove what `make_room` made. False if something is left, for `clear_full_room`."""
+    clear = True
+    for path in _made(launch):
+        remove = os.rmdir if path == launch.scratch else os.unlink
+        try:
+            remove(path)
+        except FileNotFoundError:
+            continue
+        except OSError:  # the task left something in it, or made a directory of it
+            clear = False
+    return clear
 
 
 def clear_full_room(launch: Launch) -> None:
-    """Remove the private directory with all that the task left in it; may take a while."""
-    shutil.rmtree(launch.scratch, ignore_errors=True)
+    """Remove it all with whatever the task left there; may take a while."""
+    for path in _made(launch):
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _made(launch: Launch) -> list[str]:
+    script = [launch.script[0]] if launch.script else []
+    return [launch.progress, *script, launch.scratch]

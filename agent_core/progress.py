@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 
 from agent_core.models import Progress
 
@@ -15,13 +16,18 @@ def read(path: str) -> Progress | None:
 
     A line is `42 message`. A line without a number from 0 to 100 in front is a message alone.
     """
+    # A task may put anything there: a FIFO would block us, a link could name a file of ours.
     try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            file.seek(max(0, size - READ_LIMIT))
-            data = file.read(READ_LIMIT)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError:
         return None
+    try:
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):
+            return None
+        data = os.pread(descriptor, READ_LIMIT, max(0, about.st_size - READ_LIMIT))
+    finally:
+        os.close(descriptor)
     line = last_line(data)
     if not line:
         return None
@@ -34,7 +40,8 @@ def read(path: str) -> Progress | None:
 def last_line(data: bytes) -> str:
     """The last line with something on it, as text that can be shown, at most 500 characters."""
     for line in reversed(data.split(b"\n")):
-        text = line.decode("utf-8", "replace").replace("\0", "\ufffd").split("\r")[-1].strip()
+        text = line.decode("utf-8", "replace").replace("\0", "\ufffd").strip()
+        text = text.rsplit("\r", 1)[-1].strip()  # a bar that draws over itself
         if text:
             return text[:MESSAGE_LIMIT]
     return ""

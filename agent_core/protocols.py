@@ -212,7 +212,7 @@ class AgentHandle(Protocol):
         """Hand events to the plugin that owns them; one receipt an event, in order."""
 
     async def settle(self, receipts: Sequence[Receipt]) -> None:
-        """What the receipts say is done: STALE for a task that still runs ends that run."""
+        """What the receipts say is done: STALE for a task that is not final ends it."""
 
     async def get_fact(self, name: str) -> str | None: ...
 

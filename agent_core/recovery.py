@@ -3,8 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-from agent_core.backoff import Backoff
-from agent_core.hooks import Caller, reason_of
+from agent_core.bench import Bench
+from agent_core.errors import StoreError
+from agent_core.hooks import reason_of
 from agent_core.lifecycle import HELD, Status
 from agent_core.log import get
 from agent_core.models import Key, Launch, Lost, NeverStarted, Task
@@ -27,8 +28,19 @@ async def unfinished(store: Store) -> AsyncIterator[Task]:
             yield task
 
 
+async def reread(bench: Bench, store: Store, key: Key) -> Task | None:
+    """The task as it really stands, where somebody else moved it; asked until it can be read."""
+    backoff = bench.backoff()
+    while True:
+        try:
+            return await store.get(key)
+        except StoreError as error:
+            get("recovery").error("a task cannot be read, trying again", why=str(error))
+            await bench.clock.sleep(backoff.next())
+
+
 async def find_run(
-    hooks: Caller, task: Task, launch: Launch, leaving: "asyncio.Future[None]"
+    bench: Bench, task: Task, launch: Launch, leaving: "asyncio.Future[None]"
 ) -> Found | None:
     """What became of a stored start, by the word of its executor; asked until it is known.
 
@@ -36,10 +48,10 @@ async def find_run(
     leaves before it was known.
     """
     running = task.status is not Status.ASSIGNED
-    backoff = Backoff()
+    backoff = bench.backoff()
     while not leaving.done():
         try:
-            name, found = await hooks.reattach(task.executor, launch, running=running)
+            name, found = await bench.hooks.reattach(task.executor, launch, running=running)
         except Exception as error:
             get("recovery").warning("a run cannot be found now", why=reason_of(error))
             await asyncio.wait({leaving}, timeout=backoff.next())

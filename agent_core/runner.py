@@ -1,7 +1,6 @@
 """One run, from its slot to its stored end: start, timeout, grace, and the reason it ended for."""
 
 import asyncio
-import signal
 from dataclasses import replace
 from typing import Any
 
@@ -10,19 +9,17 @@ from agent_core import launch as launching
 from agent_core.bench import Bench, consider
 from agent_core.clock import Instant
 from agent_core.endings import Stop
-from agent_core.errors import Conflict, NeverRan, PluginError, StoreError
+from agent_core.errors import Conflict, NeverRan, StoreError
 from agent_core.hooks import reason_of
 from agent_core.lifecycle import FINAL, Move, Status
 from agent_core.log import get
 from agent_core.models import Launch, Lost, Outcome, Progress, Reason, Task
 from agent_core.protocols import Execution
 from agent_core.recovery import find_run
+from agent_core.watch import Watch, outcome_of
 
-LONGEST_WAIT = 60.0  # seconds; then the timeout is looked at again, for machines that slept
-KILL_AGAIN = 5.0  # seconds between two KILLs to a tree that does not end
 PROGRESS_AGE = 1.0  # seconds for which a progress that was read is good enough
 TAIL_LIMIT = 5.0  # seconds for an executor to say what a run printed last
-LET_GO = 5.0  # seconds for an executor's wait to end once it was cancelled
 STARTS = 3  # tries to begin, where the executor fails without a reason and nothing began
 
 
@@ -227,52 +224,18 @@ class Runner:
             await self._clear(launch)
 
     async def _outcome(self, execution: Execution) -> Outcome | None:
-        """How it ended, with the reason if that was ours. None: it goes on without this agent."""
-        waiter = asyncio.create_task(execution.wait(), name=f"run {self.task.id}")
-        try:
-            stop = await self._ended_or_stopped(waiter)
-            if stop is None and not waiter.done():
-                if execution.survives:
-                    return None
-                stop = endings.agent_left()
-            # An end of its own that was seen before the signal counts.
-            ours = not waiter.done() and stop and await self._signalled(execution, waiter, stop)
-            outcome = await waiter
-        finally:
-            if not waiter.done():
-                waiter.cancel()
-                await asyncio.wait({waiter}, timeout=LET_GO)
-            if waiter.done() and not waiter.cancelled():
-                waiter.exception()  # seen
-        if not isinstance(outcome, Outcome):
-            raise PluginError(f"wait must answer with an Outcome, not {type(outcome).__name__}")
-        return endings.stopped(outcome, stop) if stop and ours else outcome
-
-    async def _signalled(
-        self, execution: Execution, waiter: "asyncio.Task[Outcome]", stop: Stop
-    ) -> bool:
-        """TERM, grace, KILL, until nothing is left. False if it had ended by itself."""
-        if not await execution.signal(signal.SIGTERM):
-            return False
-        self._log.info("ending a run", why=stop.words)
-        await asyncio.wait({waiter}, timeout=execution.grace)
-        while not waiter.done():
-            await execution.signal(signal.SIGKILL)
-            await asyncio.wait({waiter}, timeout=KILL_AGAIN)
-        return True
-
-    async def _ended_or_stopped(self, waiter: "asyncio.Task[Outcome]") -> Stop | None:
-        """Wait for the run's end (None), a stop, its timeout, or the agent's leaving (None)."""
-        ends: set[asyncio.Future[Any]] = {waiter, self._called}
-        while not waiter.done() and not self._called.done():
-            assert self.task.started_at is not None, "a run that is followed has begun"
-            left = self.task.timeout - self.task.started_at.age(self._bench.clock)
-            if left <= 0:
-                return endings.timed_out(self.task.timeout)
-            await asyncio.wait(
-                ends, timeout=min(left, LONGEST_WAIT), return_when=asyncio.FIRST_COMPLETED
+        """How it ended. None: it goes on without this agent."""
+        assert self.task.started_at is not None, "a run that is followed has begun"
+        return await outcome_of(
+            Watch(
+                execution=execution,
+                timeout=self.task.timeout,
+                started_at=self.task.started_at,
+                clock=self._bench.clock,
+                called=self._called,
+                stop=lambda: self._stop,
             )
-        return self._stop
+        )
 
     # --- its end
 

@@ -14,11 +14,13 @@ class Signal:
             if not future.done():
                 future.set_result(None)
 
-    async def wait(self) -> None:
-        """Returns at the next `send`. Check your condition first: nothing happens in between."""
+    def next(self) -> asyncio.Future[None]:
+        """Done at the next `send`; cancel it if you wait no more.
+
+        It counts from now, not from when it is awaited: check your condition first, and nothing
+        is missed in between.
+        """
         future = asyncio.get_running_loop().create_future()
         self._waiting.add(future)
-        try:
-            await future
-        finally:
-            self._waiting.discard(future)
+        future.add_done_callback(self._waiting.discard)
+        return future

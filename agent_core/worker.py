@@ -1,10 +1,11 @@
 """The loop that gives each free slot the task whose turn it is."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from agent_core import endings, recovery
+from agent_core.bench import Bench, consider
 from agent_core.clock import Instant
 from agent_core.endings import Stop
 from agent_core.errors import Conflict, StoreError
@@ -12,11 +13,12 @@ from agent_core.lifecycle import FINAL, Move, Status
 from agent_core.log import about, get
 from agent_core.models import Key, Lease, Outcome, Reason, Task
 from agent_core.protocols import Held, Scheduler, Store
-from agent_core.runner import Bench, Runner, consider
+from agent_core.runner import Runner
 from agent_core.signals import Signal
 
 WINDOW = 1000  # tasks that wait in memory; the rest waits in the store
 LOOK_AGAIN = 30.0  # seconds at most until a due time is compared with the clock again
+ABANDON_LIMIT = 5.0  # seconds for the runners to let go
 
 
 class Worker:
@@ -56,9 +58,7 @@ class Worker:
             self._runners[key].task if key in self._runners else task
             for key, task in self._held.items()
         )
-        return [
-            _as_held(task, self._bench.leases.of(task)) for task in now if task.source == source
-        ]
+        return [self._bench.leases.held(task) for task in now if task.source == source]
 
     def runner(self, key: Key) -> Runner | None:
         return self._runners.get(key)
@@ -74,33 +74,39 @@ class Worker:
                 self._held[task.key] = task
         await self._feed()
 
-    async def admit(self, tasks: Iterable[Task]) -> None:
+    async def admit(self, tasks: Sequence[Task]) -> None:
         """New tasks, stored already: refuse what may not run here, let the rest wait."""
         for task in tasks:
-            self._held[task.key] = task
+            self._held.setdefault(task.key, task)
+        for task in tasks:
             try:
                 _, refusal = await consider(self._bench, task, Instant.now(self._bench.clock))
-                if refusal:
+                if refusal and task.key in self._held:
                     await self._end(task, Move.REFUSE, refusal)
-                    continue
             except StoreError as error:
                 # It is judged again before it starts, so nothing is lost by letting it wait.
                 self._log.error("a refusal cannot be saved now", task=task.id, why=str(error))
-            if task.key in self._held:
-                self._wait(task)
+            if task.key in self._held:  # as it is by now: it may have begun, or been cancelled
+                self._again(self._held[task.key])
         self._wake.set()
 
     async def cancel(self, key: Key, *, code: int, reason: str) -> bool:
-        """End a task wherever it stands. False if it is final or unknown."""
+        """End a task wherever it stands. False if it is final, unknown, or left to run on."""
         stop = Stop(reason=Reason.CANCELLED, code=code, words=reason)
-        if runner := self._runners.get(key):
-            runner.stop(stop)
-            return True
         task = self._held.get(key) or await self._store.get(key)
-        if task is None or task.status in FINAL:
-            return False
-        await self._end(task, Move.CANCEL, endings.unbegun(stop))
-        return True
+        while task and task.status not in FINAL:
+            if runner := self._runners.get(key):
+                runner.stop(stop)
+                return True
+            if self._leaving and task.status is not Status.PENDING:
+                return False  # what was left to run is not ours any more
+            try:
+                await self._end(task, Move.CANCEL, endings.unbegun(stop))
+            except Conflict:  # it began, or ended, while we looked
+                task = await self._store.get(key)
+            else:
+                return True
+        return False
 
     def renewed(self, key: Key, lease: Lease) -> None:
         """The attempt is ours for longer; if it waited for that, it waits for a slot again."""
@@ -138,22 +144,30 @@ class Worker:
         """Bring waiting tasks whose time has come from the store into memory, most urgent first."""
         now = self._bench.clock.wall()
         if self._next_due is not None and self._next_due <= now:
-            self._more_stored = True
+            self._next_due, self._more_stored = None, True
         space = WINDOW - len(self._waiting)
         if not self._more_stored or space <= 0 or self._leaving:
             return
+        # Forgotten before it is read: whoever sets it again meanwhile must not be overwritten.
+        self._next_due, self._more_stored = None, False
         try:
             known = self._waiting | self._parked | self._runners.keys()
             tasks = await self._store.due(now, limit=space, skip=known)
-            self._next_due = await self._store.next_due(now)
+            self._look_at(await self._store.next_due(now))
         except StoreError as error:
             self._log.error("waiting tasks cannot be read, trying again", why=str(error))
-            self._next_due = now + LOOK_AGAIN
+            self._more_stored = True
+            self._look_at(now + LOOK_AGAIN)
             return
-        self._more_stored = len(tasks) == space
+        self._more_stored = self._more_stored or len(tasks) == space
         for task in tasks:
             self._held.setdefault(task.key, task)
             self._wait(task)
+
+    def _look_at(self, due: float | None) -> None:
+        """The store has a task whose time comes then."""
+        if due is not None and (self._next_due is None or due < self._next_due):
+            self._next_due = due
 
     def _until_due(self) -> float | None:
         if self._next_due is None:
@@ -162,20 +176,21 @@ class Worker:
 
     def _fill(self) -> None:
         """Give every free slot a task, if there is one that may begin."""
-        while not self._leaving and self._waiting:
+        while self._waiting and not self._leaving:
             free = self._max_workers - len(self._runners)
-            running = [runner.task for runner in self._runners.values()]
-            plan = self._scheduler.next(running, free) if free > 0 else None
-            if plan is None or not plan.start:
+            if free <= 0:
                 break
-            for planned in plan.start:
-                self._unwait(planned.key)
-                task = self._held.get(planned.key)
-                if task is None:
-                    continue
+            running = [runner.task for runner in self._runners.values()]
+            planned = dict.fromkeys(task.key for task in self._scheduler.next(running, free).start)
+            chosen = [key for key in planned if key in self._waiting][:free]
+            if not chosen:
+                break
+            for key in chosen:
+                self._unwait(key)
+                task = self._held[key]
                 if self._bench.leases.over(task):
                     self._log.info("its lease is over, waiting for a renewal", task=task.id)
-                    self._parked.add(task.key)
+                    self._parked.add(key)
                 else:
                     self._start(task)
         if self.room:
@@ -191,18 +206,20 @@ class Worker:
 
     async def _drive(self, runner: Runner) -> None:
         key = runner.task.key
+        task: Task | None
         with about(task=key.task_id, attempt=key.attempt_id):
             try:
                 await runner.run()
+                task = runner.task
             except Conflict as error:
                 self._log.warning("somebody else was first; reading the task again", why=str(error))
-                runner.task = await self._store.get(key) or runner.task
+                task = await recovery.reread(self._bench, self._store, key)
         self._runners.pop(key, None)
-        if runner.task.status in FINAL:
+        if task is None or task.status in FINAL:
             self._forget(key)
         else:
-            self._held[key] = runner.task
-            self._again(runner.task)
+            self._held[key] = task
+            self._again(task)
         self._wake.set()
 
     def _forget(self, key: Key) -> None:
@@ -210,13 +227,15 @@ class Worker:
         self._bench.leases.drop(key)
 
     def _again(self, task: Task) -> None:
-        """It is back among those that wait, at once or from its due time on."""
-        if self._leaving or task.status is not Status.PENDING:
+        """It waits, at once or from its due time on; what had a start is looked for."""
+        if self._leaving or task.key in self._runners:
             return  # left to itself while the agent leaves
-        if task.due_at <= self._bench.clock.wall():
+        if task.status is not Status.PENDING:
+            self._start(task)
+        elif task.due_at <= self._bench.clock.wall():
             self._wait(task)
-        elif self._next_due is None or task.due_at < self._next_due:
-            self._next_due = task.due_at
+        else:
+            self._look_at(task.due_at)
 
     def _driven(self, job: asyncio.Task[None]) -> None:
         self._background.discard(job)
@@ -224,8 +243,6 @@ class Worker:
             self._failed.set_exception(error)
 
     def _wait(self, task: Task) -> None:
-        if task.key in self._runners:
-            return
         if len(self._waiting) >= WINDOW:
             self._more_stored = True
             return
@@ -244,6 +261,7 @@ class Worker:
             await self._bench.moves.make(task, move, outcome=outcome)
         except StoreError:
             self._more_stored = True  # it is still pending in the store: take it up from there
+            self._wake.set()
             raise
         self._forget(task.key)
         self.changed.send()
@@ -262,21 +280,17 @@ class Worker:
     async def give_back(self) -> None:
         """Release what a source gave us and no run of which ever began."""
         for task in list(self._held.values()):
-            if task.status is Status.PENDING and task.source and not task.run_no:
+            if task.status is not Status.PENDING or not task.source or task.run_no:
+                continue
+            try:
                 await self._end(task, Move.RELEASE, endings.released())
+            except StoreError as error:  # it is kept for the next start
+                self._log.warning("a task cannot be given back", task=task.id, why=str(error))
 
-    def abandon(self) -> None:
+    async def abandon(self) -> None:
         """Leave at once: nothing more is written; recovery takes it up from the store."""
+        self._leaving = True
         for job in self._background:
             job.cancel()
-
-
-def _as_held(task: Task, lease: Lease | None) -> Held:
-    return Held(
-        key=task.key,
-        source=task.source,
-        status=task.status,
-        begun=task.run_no > 0 or task.status not in (Status.PENDING, Status.ASSIGNED),
-        lease=lease,
-        timeout=task.timeout,
-    )
+        if self._background:
+            await asyncio.wait(set(self._background), timeout=ABANDON_LIMIT)

@@ -1,0 +1,46 @@
+"""What every run of one agent works with, and the judgement that stands before each start."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent_core import endings
+from agent_core import launch as launching
+from agent_core.api.wire import Code
+from agent_core.backoff import Backoff
+from agent_core.clock import Clock, Instant
+from agent_core.errors import NeverRan
+from agent_core.hooks import Caller, reason_of
+from agent_core.leases import Leases
+from agent_core.log import get
+from agent_core.models import Launch, Outcome, Task
+from agent_core.moves import Moves
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bench:
+    """Shared by worker, runners and recovery."""
+
+    hooks: Caller
+    moves: Moves
+    clock: Clock
+    leases: Leases
+    runs_dir: Path
+    backoff: Callable[[], Backoff] = Backoff  # for whatever is tried again
+
+
+async def consider(bench: Bench, task: Task, now: Instant) -> tuple[Launch | None, Outcome | None]:
+    """The launch that the task's next start would have, and the outcome if it may not run."""
+    if task.unreadable:
+        return None, endings.refused(Code.INVALID, task.unreadable)
+    start_id = launching.new_start_id()
+    try:
+        launch = launching.build(task, bench.runs_dir, start_id=start_id, stored_at=now)
+    except NeverRan as error:
+        return None, endings.never_ran(error)
+    except Exception as error:  # a source's mistake: it must not take the agent with it
+        get("runner").exception("a task cannot be made ready", task=task.id, source=task.source)
+        words = f"nothing can be started from its description ({reason_of(error)})"
+        return None, endings.never_ran(NeverRan(words))
+    verdict = await bench.hooks.validate(task, launch)
+    return launch, None if verdict.allowed else endings.refused(Code.POLICY, verdict.reason)

@@ -1,0 +1,87 @@
+"""A run in progress, until it ends by itself, by a stop, by its timeout, or is left to go on."""
+
+import asyncio
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from agent_core import endings
+from agent_core.clock import Clock, Instant
+from agent_core.endings import Stop
+from agent_core.errors import PluginError
+from agent_core.log import get
+from agent_core.models import Outcome
+from agent_core.protocols import Execution
+
+LONGEST_WAIT = 60.0  # seconds; then the timeout is looked at again, for machines that slept
+KILL_AGAIN = 5.0  # seconds between two KILLs to a tree that does not end
+LET_GO = 5.0  # seconds for an executor's wait to end once it was cancelled
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Watch:
+    """What is watched, and by whose word it may end."""
+
+    execution: Execution
+    timeout: float  # seconds
+    started_at: Instant
+    clock: Clock
+    called: "asyncio.Future[None]"  # a stop was named, or the agent leaves
+    stop: Callable[[], Stop | None]  # the one that was named
+
+
+async def outcome_of(watch: Watch) -> Outcome | None:
+    """How it ended, with the reason if that was ours. None: it goes on without this agent.
+
+    Raises whatever its executor raises, and PluginError for an answer that is no Outcome.
+    """
+    waiter: asyncio.Task[Outcome] = asyncio.create_task(_wait(watch.execution), name="run")
+    try:
+        stop = await _ended_or_stopped(watch, waiter)
+        if stop is None and not waiter.done():
+            if watch.execution.survives:
+                return None
+            stop = endings.agent_left()
+        # Its own end was seen before a signal was sent: that counts.
+        if stop is None or waiter.done() or not await _end(watch.execution, waiter, stop):
+            return await waiter
+        return endings.stopped(await waiter, stop)
+    finally:
+        if not waiter.done():
+            waiter.cancel()
+            await asyncio.wait({waiter}, timeout=LET_GO)
+        if waiter.done() and not waiter.cancelled():
+            waiter.exception()  # seen, where a signal's error was raised before it
+
+
+async def _wait(execution: Execution) -> Outcome:
+    outcome = await execution.wait()
+    if not isinstance(outcome, Outcome):
+        raise PluginError(f"wait must answer with an Outcome, not {type(outcome).__name__}")
+    return outcome
+
+
+async def _ended_or_stopped(watch: Watch, waiter: "asyncio.Task[Outcome]") -> Stop | None:
+    """Wait for the run's end (None), a stop, its timeout, or the agent's leaving (None)."""
+    ends: set[asyncio.Future[Any]] = {waiter, watch.called}
+    while not waiter.done() and not watch.called.done():
+        left = watch.timeout - watch.started_at.age(watch.clock)
+        if left <= 0:
+            return endings.timed_out(watch.timeout)
+        await asyncio.wait(
+            ends, timeout=min(left, LONGEST_WAIT), return_when=asyncio.FIRST_COMPLETED
+        )
+    return watch.stop()
+
+
+async def _end(execution: Execution, waiter: "asyncio.Task[Outcome]", stop: Stop) -> bool:
+    """TERM, grace, KILL, until nothing is left. False if it had ended by itself."""
+    if not await execution.signal(signal.SIGTERM):
+        return False
+    get("runner").info("ending a run", why=stop.words)
+    await asyncio.wait({waiter}, timeout=execution.grace)
+    while not waiter.done():
+        await execution.signal(signal.SIGKILL)
+        await asyncio.wait({waiter}, timeout=KILL_AGAIN)
+    return True
