@@ -100,7 +100,7 @@ def _file(path: Path, *, must_exist: bool) -> list[Source]:
     except OSError as error:
         raise SettingsError(
             f"the settings file {path} cannot be read: {error.strerror}; "
-            "make it readable for this user, or move it away"
+            "make it readable for this user, or name another by --settings"
         ) from None
     if len(raw) > FILE_LIMIT:
         raise SettingsError(f"the settings file {path} is larger than {FILE_LIMIT} bytes")
