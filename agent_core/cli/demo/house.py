@@ -70,6 +70,7 @@ class House:
                 "shutdown": {"grace": 5},
                 "server_client": {
                     "url": self.url, "token": self._agent_token, "poll_interval": 1,
+                    "renew_interval": 1,  # so soon an agent hears that a task is cancelled
                 },
                 "subprocess_executor": {"grace": 2},
                 "command_policy": {"blocked_patterns": [BLOCKED]},
@@ -84,6 +85,10 @@ class House:
                 raise ChildDied(
                     f"the {name} ended by itself ({_ending(code)}):\n{self._tail(name)}"
                 )
+
+    def agent_lives(self) -> bool:
+        """Whether anybody carries a cancel out."""
+        return "agent" in self._children and self._children["agent"].poll() is None
 
     def close(self, hurry: Callable[[], bool]) -> None:
         """End every process and remove the directory. Tasks are cancelled before, by the player."""
@@ -150,11 +155,12 @@ class House:
 def _runtime(directory: Path) -> Path:
     """Where sockets are: in memory if that can be, and with a short name in any case."""
     try:
-        return Path(tempfile.mkdtemp(prefix="remotegpu-demo-", dir="/dev/shm"))
+        room = Path("/dev/shm") / directory.name  # noqa: S108  # mkdir fails if it exists
+        room.mkdir(mode=0o700)
     except OSError:
-        inside = directory / "run"
-        inside.mkdir(mode=0o700)
-        return inside
+        room = directory / "run"
+        room.mkdir(mode=0o700)
+    return room
 
 
 def _environment() -> dict[str, str]:

@@ -172,7 +172,7 @@ def _cancel_all(house: House, shown: Board, signals: Signals) -> None:
                     told = True
                     _cancel(client, open_tasks)
                     shown.say(f"{len(open_tasks)} unfinished tasks are being cancelled …")
-                if signals.hurry() or time.monotonic() > until:
+                if signals.hurry() or not house.agent_lives() or time.monotonic() > until:
                     return
                 time.sleep(0.1)
     except (RemoteGPUError, OSError):
