@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -16,6 +17,16 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from tests.end_to_end.records import (
+    AgentFile,
+    Mark,
+    end_everything_marked,
+    marked_processes,
+    marking,
+    marks_in,
+)
+from tests.end_to_end.relay import Relay
 
 REMOTEGPU = str(Path(sys.executable).parent / "remotegpu")
 PATIENCE = 60.0  # seconds until a thing that must happen is called missing
@@ -33,9 +44,12 @@ def wait_for(what: Callable[[], Any], why: str, patience: float = PATIENCE) -> A
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Below those that the kernel gives to connections, so that it is still free in a moment."""
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Process:
@@ -43,6 +57,7 @@ class Process:
 
     def __init__(self, args: list[str], env: Mapping[str, str], log: Path) -> None:
         self.log = log
+        self._from = log.stat().st_size if log.exists() else 0
         with log.open("ab") as output:
             self.popen = subprocess.Popen(
                 [REMOTEGPU, *args],
@@ -56,7 +71,16 @@ class Process:
 
     @property
     def text(self) -> str:
-        return self.log.read_text(errors="replace")
+        """What this process has written, not what another wrote before it."""
+        return self.log.read_bytes()[self._from :].decode(errors="replace")
+
+    def says(self, words: str) -> None:
+        """Wait until it has written this."""
+        wait_for(lambda: words in self.text, f"{words!r} in {self.log.name}:\n{self.text[-2000:]}")
+
+    @property
+    def alive(self) -> bool:
+        return self.popen.poll() is None
 
     def kill(self) -> None:
         """As a power cut would, for this process alone."""
@@ -65,9 +89,23 @@ class Process:
 
     def stop(self, patience: float = PATIENCE) -> int:
         """SIGTERM, and its exit code."""
-        if self.popen.poll() is None:
-            self.popen.terminate()
+        self.signal(signal.SIGTERM)
         return self.popen.wait(patience)
+
+    def signal(self, signum: int) -> None:
+        if self.alive:
+            self.popen.send_signal(signum)
+
+
+class Gate:
+    """Tasks wait at it until the test opens it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.wait = f"until [ -e {path} ]; do sleep 0.05; done"  # for a task's shell
+
+    def open(self) -> None:
+        self._path.touch()
 
 
 class Site:
@@ -84,6 +122,8 @@ class Site:
         self.runtime = Path(tempfile.mkdtemp(prefix="rg-", dir=fast if fast.is_dir() else None))
         self.server: Process | None = None
         self.agents: dict[str, Process] = {}
+        self.relays: list[Relay] = []
+        self.marks_file = root / "marks"
 
     # --- processes
 
@@ -129,13 +169,29 @@ class Site:
         self.agents[name] = process
         return process
 
+    def relay(self) -> Relay:
+        """A way to the server for one agent (`server_client__url=relay.url`) that can be cut."""
+        self.relays.append(Relay(self.port))
+        return self.relays[-1]
+
+    def supervisors(self) -> list[int]:
+        """Processes that own the runs of agents of this site."""
+        return [
+            pid
+            for pid in marked_processes(str(self.runtime))
+            if b"/supervisor\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+
+    def file(self, name: str = "one") -> AgentFile:
+        return AgentFile(self.root / f"agent-{name}" / "agent.db")
+
     def close(self) -> None:
         """Leave no process: cancel what runs, stop agents and server, end their supervisors."""
-        for agent in self.agents.values():
-            if agent.popen.poll() is None:
-                agent.kill()
-        if self.server and self.server.popen.poll() is None:
-            self.server.kill()
+        for process in (*self.agents.values(), *filter(None, [self.server])):
+            if process.alive:
+                process.kill()
+        for relay in self.relays:
+            relay.close()
         end_everything_marked(str(self.root))
         end_everything_marked(str(self.runtime))
         shutil.rmtree(self.runtime, ignore_errors=True)
@@ -169,6 +225,20 @@ class Site:
         assert status == 201, answer
         return str(answer["data"]["id"])
 
+    def submit_marked(self, body: str, **fields: object) -> str:
+        """A task that marks its begin and its end; see `marks`."""
+        return self.submit(marking(self.marks_file, body), **fields)
+
+    def marks(self, what: str = "", task_id: str = "") -> list[Mark]:
+        return [
+            mark
+            for mark in marks_in(self.marks_file)
+            if what in ("", mark.what) and task_id in ("", mark.task_id)
+        ]
+
+    def gate(self, name: str = "gate") -> Gate:
+        return Gate(self.root / name)
+
     def task(self, task_id: str) -> dict[str, Any]:
         _, answer = self.call("GET", f"/api/v1/tasks/{task_id}")
         return dict(answer["data"])
@@ -196,25 +266,6 @@ class Site:
             timeout=timeout,
             check=False,
         )
-
-
-def marked_processes(text: str) -> list[int]:
-    """Processes whose environment or command line holds this text, ours excepted."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        with contextlib.suppress(OSError):
-            told = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
-            if text.encode() in told:
-                found.append(int(entry.name))
-    return found
-
-
-def end_everything_marked(text: str) -> None:
-    for pid in marked_processes(text):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager

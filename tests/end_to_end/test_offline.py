@@ -1,0 +1,73 @@
+"""Scenarios 3 and 4: results wait while the server is away, and arrive by themselves."""
+
+import re
+
+from tests.end_to_end.site import Site, wait_for
+
+
+def _ended_while_away(site: Site, url: str) -> list[str]:
+    """Three tasks that end without a server: one had begun before, two begin without it."""
+    server = site.start_server()
+    site.start_agent(agent__max_workers=1, server_client__url=url)
+    gate = site.gate()
+    tasks = [
+        site.submit_marked(f"{gate.wait}; echo result {number}; exit {number}")
+        for number in range(3)
+    ]
+    site.wait(tasks[0], "running")
+    for task_id in tasks[1:]:
+        site.wait(task_id, "assigned")  # claimed ahead; it waits for the only slot
+    wait_for(lambda: site.file().unsent() == [], "the server knows what has happened so far")
+    server.kill()
+    gate.open()
+    for task_id, status in zip(tasks, ["completed", "failed", "failed"], strict=True):
+        wait_for(
+            lambda task_id=task_id, status=status: site.file().status(task_id) == status,
+            f"task {task_id} is {status} on the agent",
+        )
+    return tasks
+
+
+def test_scenario_3_results_wait_locally_while_the_server_is_away_and_survive_a_restart(
+    site: Site,
+) -> None:
+    tasks = _ended_while_away(site, site.url)
+    agent = site.agents["one"]
+    agent.says("the server is unreachable")
+    waiting = [["complete"], ["start", "complete"], ["start", "complete"]]
+
+    assert [site.file().unsent(task_id) for task_id in tasks] == waiting
+    agent.kill()
+    again = site.start_agent(agent__max_workers=1)
+    again.says("the server is unreachable")
+    assert [site.file().unsent(task_id) for task_id in tasks] == waiting
+    assert again.stop() == 0
+    assert [site.file().unsent(task_id) for task_id in tasks] == waiting
+    assert [site.file().task(task_id)["stdout"] for task_id in tasks] == [
+        f"result {number}\n".encode() for number in range(3)
+    ]
+    assert site.file().dead_letters() == []
+
+
+def test_scenario_4_the_server_is_back_and_every_result_arrives_in_order_and_once(
+    site: Site,
+) -> None:
+    relay = site.relay()
+    tasks = _ended_while_away(site, relay.url)
+    before = len(relay.calls)
+
+    site.start_server()
+    ended = [site.wait(task_id) for task_id in tasks]
+
+    assert [task["exit_code"] for task in ended] == [0, 1, 2]
+    assert [task["stdout"] for task in ended] == [f"result {number}\n" for number in range(3)]
+    wait_for(lambda: site.file().unsent() == [], "nothing waits any more")
+    told = [re.fullmatch(r"tasks/(.+)/(start|complete)", call) for call in relay.calls[before:]]
+    assert [[match[2] for match in told if match and match[1] == task_id] for task_id in tasks] == [
+        ["complete"],
+        ["start", "complete"],
+        ["start", "complete"],
+    ]
+    assert [mark.run_no for mark in site.marks("begin")] == [1, 1, 1]
+    assert [len(task["runs"]) for task in ended] == [1, 1, 1]
+    assert site.file().dead_letters() == []
