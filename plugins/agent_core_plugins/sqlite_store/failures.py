@@ -50,10 +50,10 @@ def unusable(error: Exception, path: str) -> StoreError:
             f"the database {path} cannot be opened: {error.strerror or error}; let this user (uid "
             f"{os.geteuid()}) write there, or name another file by sqlite_store.path"
         )
+    if _name(error) == "SQLITE_CORRUPT":
+        return StoreUnusable(damaged(path, error))
     why = {
         "SQLITE_NOTADB": "is no SQLite database; move it away, or name another file",
-        "SQLITE_CORRUPT": "is damaged; keep a copy, let `sqlite3 FILE .recover` save what it can, "
-        "or move it away to begin anew, or name another file",
         "SQLITE_BUSY": "is locked by another program; close that one, or name another file",
         "SQLITE_CANTOPEN": "cannot be opened; see that its directory exists and can be written, "
         "or name another file",
@@ -62,6 +62,13 @@ def unusable(error: Exception, path: str) -> StoreError:
         "SQLITE_PERM": "cannot be written; see to its permissions, or name another file",
     }.get(_name(error), "cannot be used; see to its disk, or name another file")
     return StoreUnusable(f"the database {path} {why} by sqlite_store.path ({error})")
+
+
+def damaged(path: str, why: object) -> str:
+    return (
+        f"the database {path} is damaged; keep a copy, let `sqlite3 FILE .recover` save what it "
+        f"can, or move it away to begin anew, or name another file by sqlite_store.path ({why})"
+    )
 
 
 def is_full(error: Exception, path: str) -> bool:

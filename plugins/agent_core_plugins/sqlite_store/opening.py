@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from agent_core import StoreUnusable
 from agent_core_plugins.sqlite_store import statements as sql
-from agent_core_plugins.sqlite_store.failures import unusable
+from agent_core_plugins.sqlite_store.failures import damaged, unusable
 from agent_core_plugins.sqlite_store.steps import STEPS, Step, bring_up_to_date
 
 BUSY = 5.0  # seconds to wait for another program that holds the file
@@ -62,7 +62,7 @@ def _prepare(db: sqlite3.Connection, path: str, size: int, steps: Sequence[Step]
     if size <= CHECKED:
         verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
         if verdict != "ok":
-            raise sqlite3.DatabaseError(f"quick_check: {verdict}")
+            raise StoreUnusable(damaged(path, verdict))
     bring_up_to_date(db, path, steps)
     mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
     if mode != "wal":

@@ -37,8 +37,9 @@ class Writer:
     rolled back and then written one by one, so that only what cannot be kept fails.
     """
 
-    def __init__(self, db: sqlite3.Connection, path: str) -> None:
+    def __init__(self, db: sqlite3.Connection, path: str, *, waiting: int = WAITING) -> None:
         self._db = db
+        self._room = waiting
         self._path = path
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
@@ -56,9 +57,9 @@ class Writer:
         with self._changed:
             if self._closing:
                 raise StoreError(f"the database {self._path} is closed; start the agent again")
-            if len(self._jobs) >= WAITING:
+            if len(self._jobs) >= self._room:
                 raise StoreFull(
-                    f"{WAITING} changes wait for the disk under {self._path}; try again when it "
+                    f"{self._room} changes wait for the disk under {self._path}; try again when it "
                     "is quicker"
                 )
             self._jobs.append(job)
