@@ -186,6 +186,7 @@ def test_a_stream_of_another_encoding_gets_what_it_can_hold(configure: Configure
 def test_libraries_are_heard_from_warning_on_and_in_the_same_form(configure: Configure) -> None:
     stream = configure("json")
     library = logging.getLogger("httpx._client")
+    library.setLevel(logging.DEBUG)  # as some libraries do themselves
     library.info("GET https://x?token=abc")
     library.warning("slow %s", "answer")
     try:
