@@ -163,7 +163,7 @@ def settings_page() -> str:
 
 def _page_table(name: str, model: type[Section]) -> str:
     doc = re.sub(r"\s+", " ", model.__doc__ or "")
-    lines = ["", f"## [{name}]", "", doc, "", "| key | default | |", "|---|---|---|"]
+    lines = ["", f"## [{name}]", "", doc, "", "| key | default | what it is |", "|---|---|---|"]
     for key, info in model.model_fields.items():
         text = f"{words(info)}. {meaning(name, key, info)}".replace("|", "\\|")
         lines.append(f"| `{key}` | `{default(name, key, info)}` | {text} |")
