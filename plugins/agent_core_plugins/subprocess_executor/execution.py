@@ -59,16 +59,13 @@ class SubprocessExecution(Execution):
 
     async def signal(self, signum: int) -> bool:
         while self._outcome is None:
-            link = self._known.link
-            if link is not None and not link.lost:
-                try:
-                    return await link.signal(self._start_id, signum)
-                except LinkLost:
-                    pass
-            if not await self._look_again():
-                continue
             if self._known.link is None:
-                return self._orphan_signal(signum)
+                orphan = self._orphan(self._known)
+                return orphan is not None and orphan.signal(signum)
+            try:
+                return await self._known.link.signal(self._start_id, signum)
+            except LinkLost:
+                await self._look_again()
         return False
 
     async def tail(self, stream: Stream, limit: int) -> bytes:
@@ -97,16 +94,15 @@ class SubprocessExecution(Execution):
                 return await self._outcome_of(end)
             await self._look_again()
 
-    async def _look_again(self) -> bool:
+    async def _look_again(self) -> None:
         """The link was lost: is there another to the same supervisor, or only its journal?"""
         try:
             found = await self._tools.house.find(self._start_id)
         except (Away, OSError):
             await self._tools.clock.sleep(ASK_AGAIN)
-            return False
-        lost = Known(place=self._known.place, journal_id="", facts=self._known.facts)
-        self._known = found or lost
-        return True
+            return
+        gone = Known(place=self._known.place, journal_id="", facts=self._known.facts)
+        self._known = found or gone
 
     async def _end_without_supervisor(self, known: Known) -> Outcome:
         orphan = self._orphan(known)
@@ -129,10 +125,6 @@ class SubprocessExecution(Execution):
 
     def _orphan(self, known: Known) -> Orphan | None:
         return Orphan(self._start_id, known.facts, self._tools.clock) if known.facts else None
-
-    def _orphan_signal(self, signum: int) -> bool:
-        orphan = self._orphan(self._known)
-        return orphan is not None and orphan.signal(signum)
 
     async def _outcome_of(self, end: Line) -> Outcome:
         stdout, dropped_stdout = await self._output("stdout", end["out"][0])

@@ -1,4 +1,4 @@
-"""`python -I -S DIRECTORY_OF_THIS_FILE RUNTIME_DIRECTORY LISTENER_FD`: start one supervisor."""
+"""`python -I -S DIRECTORY_OF_THIS_FILE DIRECTORY LISTENER_FD [IDLE]`: start one supervisor."""
 
 import importlib
 import os

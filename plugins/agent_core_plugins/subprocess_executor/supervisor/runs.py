@@ -97,7 +97,8 @@ class Runs:
             self._never(start_id, refused)
             return
         run.exists(pid, fifos)
-        run.sinks = (Sink(asked["out"][0], asked["cap"]), Sink(asked["out"][1], asked["cap"]))
+        stdout, stderr = (Sink(path, asked["cap"], self._spawner.high) for path in asked["out"])
+        run.sinks = (stdout, stderr)
         self._runs[start_id] = self._mains[pid] = run
         self._note("started", start_id, run.identity())
         for place, descriptor in enumerate(fifos):

@@ -46,7 +46,8 @@ class Connection:
 class Service:
     """One supervisor."""
 
-    def __init__(self, directory: str, listener: socket.socket) -> None:
+    def __init__(self, directory: str, listener: socket.socket, idle: float) -> None:
+        self._idle = idle
         self._epoll = select.epoll()
         self._listener = listener
         self._wakeup = _watch_signals()
@@ -79,14 +80,14 @@ class Service:
         if self._runs.ending():
             return LOOK_AGAIN
         if self._agent is None and not self._runs.busy():
-            return max(0.0, self._idle_since + IDLE - time.monotonic())
+            return max(0.0, self._idle_since + self._idle - time.monotonic())
         return None
 
     def _over(self) -> bool:
         if self._agent is not None or self._runs.busy():
             self._idle_since = time.monotonic()
             return False
-        return time.monotonic() >= self._idle_since + IDLE
+        return time.monotonic() >= self._idle_since + self._idle
 
     def _happened(self, descriptor: int, events: int) -> None:
         if descriptor == self._wakeup.fileno():
@@ -268,6 +269,7 @@ def _complain() -> None:
 def main(arguments: list[str]) -> None:
     """Become a supervisor: leave the agent's session and family, then serve."""
     directory, descriptor = arguments[0], int(arguments[1])
+    idle = float(arguments[2]) if len(arguments) > 2 else IDLE
     if os.fork():
         os._exit(0)  # the agent waits for this one; the supervisor is nobody's child
     os.setsid()
@@ -277,7 +279,7 @@ def main(arguments: list[str]) -> None:
     listener = socket.socket(fileno=descriptor)
     listener.setblocking(False)
     try:
-        Service(directory, listener).run()
+        Service(directory, listener, idle).run()
     except BaseException:
         _complain()
         sys.exit(1)

@@ -14,15 +14,22 @@ import struct
 MAGIC = b"rgpuout1"
 HEADER = struct.Struct("<8sQQQQ")  # magic, size of the head, of the ring, announced, confirmed
 CUT = 3  # bytes of a UTF-8 character that may stand before or behind a cut
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Move = Callable[[int], int]
 
 
 class Sink:
     """The writer."""
 
-    __slots__ = ("_broken", "_file", "_head", "_path", "_ring", "error", "total")
+    __slots__ = ("_broken", "_file", "_head", "_move", "_path", "_ring", "error", "total")
 
-    def __init__(self, path: str, cap: int) -> None:
+    def __init__(self, path: str, cap: int, move: Move | None = None) -> None:
+        """`move` may give an open file another number, away from where room is needed."""
         self._path = path
+        self._move = move
         self._head = cap // 2
         self._ring = cap - self._head
         self._file = -1
@@ -50,7 +57,8 @@ class Sink:
     def _keep(self, data: memoryview, position: int) -> None:
         if self._file < 0:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-            self._file = os.open(self._path, flags, 0o600)
+            file = os.open(self._path, flags, 0o600)
+            self._file = self._move(file) if self._move else file
             _write(self._file, memoryview(self._header(0, 0)), 0)
         room = self._head + self._ring - position
         if room > 0:

@@ -75,10 +75,10 @@ class Spawner:
     def _fifo(self, path: str, ours: list[int], theirs: list[int]) -> None:
         """Both ends read-write: neither side ever meets an end of file or a broken pipe."""
         os.mkfifo(path, 0o600)
-        ours.append(self._high(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)))
+        ours.append(self.high(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)))
         theirs.append(os.open(path, os.O_RDWR | os.O_CLOEXEC))
 
-    def _high(self, descriptor: int) -> int:
+    def high(self, descriptor: int) -> int:
         """Out of the low numbers, which a start needs while the tasks' own limit is in force."""
         low = self._given[0]
         if not self._raised or descriptor < low // 2:
