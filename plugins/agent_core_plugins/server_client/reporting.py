@@ -38,7 +38,13 @@ class Reporter:
         self._body_limit = wire.COMPLETE_BODY_LIMIT
 
     async def report(self, agent: AgentHandle, events: Sequence[Event]) -> list[Receipt]:
-        """One receipt an event, by position; tasks side by side, a task's events in order."""
+        """One receipt an event, by position; tasks side by side, a task's events in order.
+
+        Raises Unreachable if the server answered none of them, or does not register this agent.
+        """
+        # Before anything is told: an unknown server would be sent plain exit codes alone, and
+        # what was refused or cancelled would be on record there as a mere failure.
+        await self._contact.registered(agent.max_workers)
         tasks: dict[tuple[str, str], list[int]] = {}
         for position, event in enumerate(events):
             tasks.setdefault(event.key, []).append(position)
