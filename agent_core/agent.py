@@ -17,7 +17,7 @@ from agent_core.leases import Leases
 from agent_core.log import get
 from agent_core.moves import Moves
 from agent_core.protocols import PluginContext, Store
-from agent_core.sections import AgentSection, PluginsSection, ShutdownSection
+from agent_core.sections import AgentSection, LocalApiSection, PluginsSection, ShutdownSection
 from agent_core.settings import Loaded
 from agent_core.statedir import StateDirectory
 from agent_core.worker import Worker
@@ -37,6 +37,7 @@ class Agent:
         self._clock = clock or SystemClock()
         self._section = loaded.section("agent", AgentSection)
         self._grace = loaded.section("shutdown", ShutdownSection).grace
+        loaded.section("local_api", LocalApiSection)  # only checked: nothing listens there yet
         self._stops = 0
         self._stopped = asyncio.Event()
         self._hurried = asyncio.Event()
