@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import json
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, NoReturn, cast
 
 import pluggy
@@ -25,13 +25,17 @@ from agent_core.models import (
 )
 from agent_core.protocols import AgentHandle, Execution, Scheduler, Store
 
-# Seconds. Claim, report and serve bound themselves: they know what they wait for.
-VALIDATE_LIMIT = 10.0
-EXECUTE_LIMIT = 60.0
-REATTACH_LIMIT = 60.0
-INVENTORY_LIMIT = 10.0
-
 Implementation = tuple[str, Callable[..., Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """Seconds for an answer. Claim, report and serve bound themselves: they know their wait."""
+
+    validate: float = 10.0
+    execute: float = 60.0
+    reattach: float = 60.0
+    inventory: float = 10.0
 
 
 class Caller:
@@ -40,7 +44,8 @@ class Caller:
     The rules, and what an error means, stand in `hookspecs`.
     """
 
-    def __init__(self, manager: pluggy.PluginManager) -> None:
+    def __init__(self, manager: pluggy.PluginManager, limits: Limits | None = None) -> None:
+        self._limits = limits or Limits()
         self._log = get("hooks")
         self._asked: dict[str, list[Implementation]] = {}
         for name in ("store", "claim", "validate", "execute", "report", "schedule", "reattach"):
@@ -118,11 +123,11 @@ class Caller:
         consent: Verdict | None = None
         for plugin, function in self._asked["validate"]:
             try:
-                async with asyncio.timeout(VALIDATE_LIMIT) as limit:
+                async with asyncio.timeout(self._limits.validate) as limit:
                     verdict = await function(task=task, launch=launch)
             except Exception as error:
                 if limit.expired():
-                    why = f"the validator {plugin} did not answer in {VALIDATE_LIMIT:g} s"
+                    why = f"the validator {plugin} did not answer in {self._limits.validate:g} s"
                     return Verdict.deny(why)
                 self._log.exception("a validator failed", plugin=plugin)
                 return Verdict.deny(f"the validator {plugin} failed: {reason_of(error)}")
@@ -145,7 +150,7 @@ class Caller:
                 continue
             if not inspect.isawaitable(start):
                 _broken(plugin, "execute", "an awaitable or None", start)
-            async with asyncio.timeout(EXECUTE_LIMIT):
+            async with asyncio.timeout(self._limits.execute):
                 execution = await cast("Awaitable[Execution]", start)
             if not isinstance(execution, Execution):
                 _broken(plugin, "execute", "an Execution", execution)
@@ -169,7 +174,7 @@ class Caller:
                 silent = silent or name
                 continue
             function = self._of("reattach", name)
-            async with asyncio.timeout(REATTACH_LIMIT):
+            async with asyncio.timeout(self._limits.reattach):
                 answer = await function(launch=launch, running=running)
             if isinstance(answer, Execution | Lost):
                 if isinstance(answer, Execution):
@@ -198,7 +203,7 @@ class Caller:
         gpus: list[Any] = []
         for plugin, function in self._asked["inventory"]:
             try:
-                async with asyncio.timeout(INVENTORY_LIMIT):
+                async with asyncio.timeout(self._limits.inventory):
                     part = await function()
                 if not isinstance(part, Inventory):
                     _broken(plugin, "inventory", "an Inventory", part)
