@@ -23,7 +23,7 @@ from agent_core.api.replies import (
     read_task,
 )
 from agent_core.api.wire import Code, Json
-from agent_core.errors import Refused, Unreachable
+from agent_core.errors import Refused, SettingsError, Unreachable
 
 TIMEOUT: Final = 30.0  # seconds, for each step of a request
 ANSWER_LIMIT: Final = 64 * 2**20  # bytes of one answer; a task's output is at most 2 × 16 MiB
@@ -54,16 +54,7 @@ class Client:
         self._url = url.rstrip("/")
         self._timeout = timeout
         self._sleep = sleep
-        address = urlsplit(url)
-        # Without TLS a bare context: loading the certificates of all authorities takes 40 ms.
-        verify = True if address.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        self._http = httpx.Client(
-            verify=verify,
-            headers={"Authorization": f"Bearer {token}", "Accept": "application/json"},
-            timeout=timeout,
-            follow_redirects=False,  # a redirect could carry the token elsewhere
-            trust_env=not _loopback(address.hostname or ""),  # a proxy has another loopback
-        )
+        self._http = _transport(self._url, token, timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -193,7 +184,7 @@ class Client:
                 headers=headers,
             ) as response:
                 return judge(response, self._read(response))
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
             raise Unreachable(f"cannot reach {self._url}: {_cause(error)}") from error
 
     def _read(self, response: httpx.Response) -> bytes:
@@ -205,6 +196,26 @@ class Client:
             if len(body) > ANSWER_LIMIT or time.monotonic() > deadline:
                 raise Unreachable(f"{self._url} sent an answer that does not end")
         return bytes(body)
+
+
+def _transport(url: str, token: str, timeout: float) -> httpx.Client:
+    """Raises SettingsError if proxy or certificates of the environment cannot be used."""
+    address = urlsplit(url)
+    # Without TLS a bare context: loading the certificates of all authorities takes 40 ms.
+    verify = True if address.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        return httpx.Client(
+            verify=verify,
+            headers={"Authorization": f"Bearer {token}", "Accept": "application/json"},
+            timeout=timeout,
+            follow_redirects=False,  # a redirect could carry the token elsewhere
+            trust_env=not _loopback(address.hostname or ""),  # a proxy has another loopback
+        )
+    except (ValueError, OSError, ImportError) as error:
+        raise SettingsError(
+            f"no connection can be prepared: {error}; look at HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, "
+            "SSL_CERT_FILE and SSL_CERT_DIR in the environment"
+        ) from error
 
 
 def _loopback(host: str) -> bool:

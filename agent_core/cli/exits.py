@@ -55,9 +55,9 @@ def failing_with(code: int) -> Iterator[None]:
     """Every failure inside ends the command with `code`: its other codes are the task's own."""
     try:
         yield
-    except (click.exceptions.Exit, click.ClickException, SettingsError, OSError):
+    except (click.exceptions.Exit, click.ClickException, SettingsError, BrokenPipeError):
         raise
-    except RemoteGPUError as error:
+    except (RemoteGPUError, CommandFailed, OSError) as error:
         raise CommandFailed(str(error), code, error) from error
     except Exception as error:
         raise CommandFailed(f"internal error: {error!r}; please report it", code, error) from error

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -48,11 +49,12 @@ def print_json_line(data: Json, *, err: bool = False) -> None:
 
 
 def note(text: str, *, as_json: bool = False) -> None:
-    """A remark beside the answer, on standard error."""
-    if as_json:
-        print_json_line({"note": text}, err=True)
-    else:
-        click.echo(f"remotegpu: {visible(text)}", err=True)
+    """A remark beside the answer, on standard error, if anybody reads that."""
+    with suppress(OSError):
+        if as_json:
+            print_json_line({"note": text}, err=True)
+        else:
+            click.echo(f"remotegpu: {visible(text)}", err=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

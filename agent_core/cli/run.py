@@ -3,11 +3,13 @@
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import click
 from click.shell_completion import shell_complete
 
 from agent_core import __version__
+from agent_core.api.wire import Json
 from agent_core.cli.exits import CommandFailed, Exit, exit_code
 from agent_core.cli.group import LazyGroup
 from agent_core.cli.output import print_json_line
@@ -51,9 +53,7 @@ def _show_version(ctx: click.Context) -> None:
 
 def run(args: Sequence[str]) -> int:
     """Do what the arguments say. Never raises; what went wrong is told in one sentence."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
+    _open_streams()
     as_json = "--json" in _own(args)
     try:
         code = _invoke(list(args), as_json)
@@ -61,9 +61,29 @@ def run(args: Sequence[str]) -> int:
     except BrokenPipeError:
         _forget_output()
         return Exit.PIPE_CLOSED
+    except OSError as error:  # what was written last found no room
+        return _tell(_plain(error), as_json)
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
     return code
+
+
+def _open_streams() -> None:
+    """Standard streams that can be used: whoever started us may have closed them."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    sys.stdin = sys.stdin or open(0)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
+
+
+def _plain(error: OSError) -> CommandFailed:
+    place = f"{error.filename}: " if error.filename else ""
+    return CommandFailed(f"{place}{error.strerror or error}", Exit.FAILED, error)
 
 
 def _own(args: Sequence[str]) -> Sequence[str]:
@@ -89,28 +109,35 @@ def _invoke(args: list[str], as_json: bool) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        return _tell(CommandFailed(str(error), Exit.FAILED, error), as_json)
+        return _tell(_plain(error), as_json)
     return Exit.OK
 
 
 def _tell(error: click.ClickException | RemoteGPUError | CommandFailed, as_json: bool) -> int:
-    usage = isinstance(error, click.UsageError)
+    """Say what went wrong, to whoever listens still; the exit code."""
     if isinstance(error, click.ClickException):
         code, message = error.exit_code, error.format_message()
     else:
         code, message = exit_code(error), str(error)
-    if as_json:
-        cause = error.cause if isinstance(error, CommandFailed) else error
-        business = cause.business_code if isinstance(cause, Refused) else None
-        kind = "Usage" if usage else type(cause or error).__name__
-        told = {"kind": kind, "code": business, "message": message, "exit_code": int(code)}
-        print_json_line({"error": told}, err=True)
-        return code
-    if isinstance(error, click.UsageError) and error.ctx is not None:
-        click.echo(error.ctx.get_usage(), err=True)
-        click.echo(f"Try '{error.ctx.command_path} --help' for help.", err=True)
-    click.echo(f"{PROGRAM}: {visible_lines(message)}", err=True)
+    with suppress(OSError):
+        if as_json:
+            print_json_line({"error": _described(error, message, code)}, err=True)
+            return code
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            click.echo(error.ctx.get_usage(), err=True)
+            click.echo(f"Try '{error.ctx.command_path} --help' for help.", err=True)
+        click.echo(f"{PROGRAM}: {visible_lines(message)}", err=True)
     return code
+
+
+def _described(error: Exception, message: str, code: int) -> dict[str, Json]:
+    cause = error.cause if isinstance(error, CommandFailed) and error.cause else error
+    return {
+        "kind": "Usage" if isinstance(cause, click.UsageError) else type(cause).__name__,
+        "code": cause.business_code if isinstance(cause, Refused) else None,
+        "message": message,
+        "exit_code": int(code),
+    }
 
 
 def _forget_output() -> None:

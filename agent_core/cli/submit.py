@@ -16,6 +16,7 @@ from agent_core.cli.text import Duration, words
 from agent_core.cli.wait import Waiting, how_it_ended
 
 ARGUMENT_LIMIT: Final = 131_071  # bytes of one argument that Linux hands to a program
+STDIN: Final = "standard input"  # what `-` is called; a file of that name is written ./…
 DIRECT: Final = "agent_core.cli.submit.direct"  # what stood behind `--`, in the context's meta
 
 
@@ -137,25 +138,28 @@ def _what(
         return {"command": direct[0], "args": list(direct[1:]), "exec": True}
     if text is not None:
         return _checked(text, kind or "shell", "-c")
-    return _checked(_read(file or ""), kind or "script", "FILE")
+    source = STDIN if file in (None, "-") else str(file)
+    return _checked(_read(source), kind or "script", source)
 
 
-def _read(file: str) -> str:
+def _read(source: str) -> str:
     try:
-        if file == "-":
+        if source == STDIN:
             data = sys.stdin.buffer.read(USER_BODY_LIMIT + 1)
         else:
-            with Path(file).open("rb") as script:
+            with Path(source).open("rb") as script:
                 data = script.read(USER_BODY_LIMIT + 1)
         return data.decode()
     except FileNotFoundError:
         raise click.UsageError(
-            f"there is no file {file}; to run a program write: remotegpu submit -- {file} …"
+            f"there is no file {source}; to run a program write: remotegpu submit -- {source} …"
         ) from None
     except OSError as error:
-        raise click.UsageError(f"{file} cannot be read: {error.strerror}") from None
+        raise click.UsageError(f"{source} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise click.UsageError(f"{file} is no UTF-8 text; a program is sent by its path") from None
+        raise click.UsageError(
+            f"{source} is no UTF-8 text; a program is sent by its path"
+        ) from None
 
 
 def _checked(text: str, kind: str, form: str) -> dict[str, Json]:

@@ -202,6 +202,60 @@ async def test_the_shell_sees_the_tasks_own_code(
     assert json.loads(out)["status"] == status["status"]
 
 
+async def _shell(line: str) -> tuple[int | None, bytes, bytes]:
+    """A command line of a real shell, in which $R is our command."""
+    process = await asyncio.create_subprocess_shell(
+        line, stdout=-1, stderr=-1, env={**os.environ, "R": " ".join(COMMAND)}
+    )
+    out, err = await process.communicate()
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("$R --version >&-", 0),
+        ("$R nope 2>&-", 2),
+        ("$R submit - <&-", 2),
+        ("$R tasks <&- >&- 2>&-", 0),
+        ("$R tasks > /dev/full", 1),
+        ("$R wait t-1 > /dev/full", 125),
+        ("$R wait nobody 2> /dev/full", 125),
+        ("$R task nobody 2> /dev/full", 3),
+    ],
+)
+async def test_streams_that_are_closed_or_full_are_no_traceback(
+    server: ScriptedServer, line: str, code: int
+) -> None:
+    server.on("/api/v1/tasks/nobody", answer(code=30004, message="no such task", status=404))
+    server.on("/api/v1/tasks/t-1", answer({"id": "t-1", "status": "completed", "exit_code": 0}))
+    server.on("/api/v1/*", answer({"tasks": [], "next_cursor": None}))
+    ended, _, err = await _shell(line)
+    assert ended == code
+    assert b"Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("environ", "code"),
+    [
+        ({"REMOTEGPU_URL": "http://-..-"}, 5),
+        ({"REMOTEGPU_URL": "http://xn--zz"}, 5),
+        ({"REMOTEGPU_URL": "http://gpu.invalid", "HTTP_PROXY": "foo://x"}, 2),
+        ({"REMOTEGPU_URL": "http://gpu.invalid", "ALL_PROXY": "socks5://x"}, 2),
+        ({"REMOTEGPU_URL": "https://gpu.invalid", "SSL_CERT_FILE": "/nonexistent"}, 2),
+    ],
+)
+async def test_an_environment_that_cannot_be_used_is_told(
+    remotegpu: Remotegpu, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], code: int
+) -> None:
+    monkeypatch.setenv("REMOTEGPU_TOKEN", "t")
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    done = await remotegpu("tasks")
+    assert (done.code, done.out) == (code, "")
+    assert done.err.count("\n") == 1
+
+
 async def test_a_terminal_that_cannot_show_a_character_gets_its_number(
     server: ScriptedServer,
 ) -> None:
