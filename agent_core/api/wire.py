@@ -118,10 +118,18 @@ def output_fields(name: str, data: bytes) -> dict[str, str]:
     except UnicodeDecodeError:
         text = None
     if text is not None and "\0" not in text:
-        swollen = sum(byte < 0x20 or byte == 0x7F for byte in data) * 5
+        swollen = _count(data, _TWO_BYTES) + 5 * _count(data, _SIX_BYTES)
         if swollen <= len(data) / 3:
             return {name: text}
     return {f"{name}_base64": base64.b64encode(data).decode("ascii")}
+
+
+_TWO_BYTES = b'\b\t\n\f\r"\\'  # as JSON: a backslash and a letter
+_SIX_BYTES = bytes({*range(0x20), 0x7F} - set(_TWO_BYTES))  # as JSON: \u001b
+
+
+def _count(data: bytes, wanted: bytes) -> int:
+    return len(data) - len(data.translate(None, wanted))
 
 
 def same_key(given: str) -> bytes:
