@@ -74,7 +74,7 @@ class ScriptedServer:
         self._scripts: defaultdict[str, list[Answering]] = defaultdict(list)
         self._arrived = asyncio.Condition()
         self._server: asyncio.Server | None = None
-        self._handlers: set[asyncio.Task[None]] = set()
+        self._handlers: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self._port = 0
 
     def on(self, path: str, *answers: Answering) -> None:
@@ -101,10 +101,18 @@ class ScriptedServer:
         """Close port and connections: from now on they are refused."""
         if self._server is None:
             return
+        # Accept no more, and let what was accepted become a connection: a server that is closed in
+        # between leaves that socket open for ever.
+        for listening in self._server.sockets:
+            asyncio.get_running_loop().remove_reader(listening.fileno())
+        for _ in range(10):
+            await asyncio.sleep(0)
         self._server.close()
-        for handler in self._handlers:
+        handlers = dict(self._handlers)
+        for handler, writer in handlers.items():
             handler.cancel()
-        await asyncio.gather(*self._handlers, return_exceptions=True)
+            writer.close()  # a handler that had not even begun closes nothing
+        await asyncio.gather(*handlers, return_exceptions=True)
         await self._server.wait_closed()
         self._server = None
 
@@ -117,8 +125,8 @@ class ScriptedServer:
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         handler = asyncio.create_task(self._serve(reader, writer))
-        self._handlers.add(handler)
-        handler.add_done_callback(self._handlers.discard)
+        self._handlers[handler] = writer
+        handler.add_done_callback(lambda done: self._handlers.pop(done, None))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):

@@ -51,7 +51,7 @@ def read_tasks(
             try:
                 task = Task(**fixed | _description(entry))
             except Unreadable as error:
-                task = Task(**fixed, command="", unreadable=str(error))
+                task = Task(**fixed, command="", unreadable=_sayable(str(error)))
             tasks.setdefault(key, task)
     return sorted(tasks.values(), key=lambda task: (task.priority, task.created_at))
 
@@ -204,3 +204,8 @@ def _kind(value: Json) -> str:
     if isinstance(value, int | float):
         return f"the number {value}"
     return "null" if value is None else "a list" if isinstance(value, list) else "an object"
+
+
+def _sayable(words: str) -> str:
+    """Words may quote what was no text, and are stored and sent themselves."""
+    return words.encode("utf-8", "replace").decode()
