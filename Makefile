@@ -34,7 +34,9 @@ check: $(VENV)/.check
 	@$(BIN)/ruff format --check --quiet . || { echo 'run $(BIN)/ruff format'; exit 1; }
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
-	@$(BIN)/coverage run -m pytest -q -m 'not engines' tests/agent_core
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest -q -n 2 -m 'not engines' tests/agent_core
+	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report --skip-covered
 
 test-engines: $(VENV)/.test
