@@ -23,7 +23,7 @@ class Backoff:
     ) -> None:
         self._base = base  # seconds
         self._cap = cap  # seconds
-        self._rng = rng or random.Random()
+        self._uniform = (rng or random).uniform  # seeding a generator each costs 0.1 ms
         self._failures = 0
 
     def next(self, retry_after: float | None = None) -> float:
@@ -31,7 +31,7 @@ class Backoff:
         ceiling = min(self._cap, self._base * 2.0 ** min(self._failures, 32))
         self._failures += 1
         # Never nearly nothing: a lucky draw must not become a second request at once.
-        pause_for = self._rng.uniform(0.1 * self._base, ceiling)
+        pause_for = self._uniform(0.1 * self._base, ceiling)
         if retry_after is None or not math.isfinite(retry_after):
             return pause_for
         return max(pause_for, min(retry_after, LONGEST_ASKED_FOR))
