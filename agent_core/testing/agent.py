@@ -43,6 +43,7 @@ class MemoryAgent:
         self.renewals: list[tuple[Key, Lease]] = []
         self.changed = asyncio.Condition()  # notified when a plugin asked for something
         self._grew = asyncio.Event()
+        self._seq = 0  # of the newest event: no number is used twice
 
     # --- what a test does
 
@@ -50,7 +51,8 @@ class MemoryAgent:
         """The agent has this task, as it stands; its events wait to be reported."""
         self.known[task.key] = task
         for event in events:
-            self.events.append(replace(event, seq=event.seq or self._next_seq()))
+            self._seq = max(self._seq + 1, event.seq)
+            self.events.append(replace(event, seq=event.seq or self._seq))
             self._grew.set()
         return task
 
@@ -150,9 +152,6 @@ class MemoryAgent:
 
     async def inventory(self) -> Inventory:
         return self.machine
-
-    def _next_seq(self) -> int:
-        return max((event.seq for event in self.events), default=0) + 1
 
     async def _tell(self) -> None:
         async with self.changed:

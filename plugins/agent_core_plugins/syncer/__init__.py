@@ -104,18 +104,27 @@ class Delivery:
         return bool(events)
 
     async def _probes(self) -> list[Event]:
-        """One event for a source that was away and is to be tried again: enough to find out."""
+        """One event for a source that was away and is to be tried again: enough to find out.
+
+        Rather of a task that no report has failed with yet.
+        """
         now = self._clock.boottime()
-        tried = {each.name for each in self._sources.values() if each.away and each.ready(now)}
-        return await self._read(1, now, self._sources.keys() - tried) if tried else []
+        tried = [each for each in self._sources.values() if each.away and each.ready(now)]
+        if not tried:
+            return []
+        closed = self._sources.keys() - {each.name for each in tried}
+        late = set[Key]().union(*(each.late for each in tried))
+        return await self._read(1, now, closed, late) or await self._read(1, now, closed)
 
     async def _batch(self) -> list[Event]:
         now = self._clock.boottime()
         closed = {each.name for each in self._sources.values() if each.away or not each.ready(now)}
         return await self._read(BATCH, now, closed)
 
-    async def _read(self, limit: int, now: float, closed: Collection[str]) -> list[Event]:
-        skip = set[Key]().union(*(each.waiting(now) for each in self._sources.values()))
+    async def _read(
+        self, limit: int, now: float, closed: Collection[str], others: Collection[Key] = ()
+    ) -> list[Event]:
+        skip = set(others).union(*(each.waiting(now) for each in self._sources.values()))
         return await self._agent.outbox(limit=limit, skip=skip, skip_sources=closed)
 
     def _until_next(self) -> float:

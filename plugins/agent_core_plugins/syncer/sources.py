@@ -108,14 +108,16 @@ class Source:
         source pauses; then it is asked with one task at a time, each time another, so that one
         that no report survives cannot stand before the rest.
         """
-        self.failures += 1
         suspects = [self._late(key) for key in keys]
         lone = suspects[0] if len(suspects) == 1 else None
         if lone is not None:
             lone.due = now + lone.backoff.next(retry_after)
-            if lone.alone and not self.away and self.failures < STRIKES:
-                lone.struck = True
-                return False
+            if lone.struck:
+                return False  # it fails as it did while others were taken: nothing new
+        self.failures += 1
+        if lone is not None and lone.alone and not self.away and self.failures < STRIKES:
+            lone.struck = True
+            return False
         for late in suspects:
             late.alone = True
         newly = not self.away
