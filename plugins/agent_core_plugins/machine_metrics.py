@@ -21,11 +21,13 @@ T = TypeVar("T")
 class MachineMetrics:
     """Reads anew whenever it is asked; what cannot be read is None."""
 
-    def __init__(self, settings: object, context: PluginContext) -> None:
+    def __init__(
+        self, settings: object, context: PluginContext, nvml: "Nvml | None" = None
+    ) -> None:
         self._state_dir = context.state_dir
         self._clock = context.clock
         self._log = context.log
-        self._nvml = Nvml()
+        self._nvml = nvml or Nvml()
         self._gpus_failed: Instant | None = None
         self._gpus_said = ""
         _read(lambda: psutil.cpu_percent(interval=None))  # from here on there is a span to judge
@@ -55,7 +57,7 @@ class MachineMetrics:
         if self._gpus_failed and self._gpus_failed.age(self._clock) < GPU_AGAIN:
             return ()
         try:
-            gpus = await _in_daemon(self._nvml.gpus, GPU_LIMIT)
+            gpus = await in_daemon(self._nvml.gpus, GPU_LIMIT)
         except TimeoutError:
             return self._without(f"the NVIDIA driver did not answer within {GPU_LIMIT:g} s")
         except Exception as error:  # the binding has its own error tree, the loader another
@@ -132,7 +134,7 @@ def _read(reading: Callable[[], T]) -> T | None:
         return None
 
 
-async def _in_daemon(work: Callable[[], T], limit: float) -> T:
+async def in_daemon(work: Callable[[], T], limit: float) -> T:
     """Run blocking work in a thread that nobody joins: a hanging driver must not hold up the end.
 
     Raises TimeoutError when the limit is over; the thread is left to itself.
