@@ -6,22 +6,17 @@ import hashlib
 import os
 import secrets
 import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from agent_core import PluginContext, PluginError
 
 from .link import Line, Link, LinkLost, Strange, connect
 from .registry import Registry
+from .spawning import spawn
 from .supervisor import journal
 
-BACKLOG = 16
 SOCKET_PATH = 107  # bytes that the kernel takes
-SUPERVISOR = Path(__file__).with_name("supervisor")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +52,7 @@ class House:
         self._current: Link | None = None
         self._retired: set[Link] = set()
         self._closed = False
-        self.missing = self._registry.names() - set(self._places())
+        self.missing: set[str] = set()
         try:
             self._settle_in()
         except OSError as error:
@@ -79,17 +74,21 @@ class House:
         """Have a journal before any start is stored: a start that none knows then never began."""
         os.makedirs(self._root, mode=0o700, exist_ok=True)
         boot_id = self._context.clock.boot_id
+        self.missing = self._registry.names() - set(self._places())
+        journals = 0
         for place in self._places():
             book = self._read(place)
             if book is None:
                 self.missing |= {place} & self._registry.names()
             elif book.boot_id != boot_id:
                 self._remove(place)  # of an earlier boot: every process of it is gone
-            elif not os.path.lexists(self._root / place / "socket"):
-                self._fresh = place
-        if self._fresh is None:
+            else:
+                journals += 1
+                if not os.path.lexists(self._root / place / "socket"):
+                    self._fresh = place
+        if not journals:
             self._fresh = self._make()
-        if len(os.fsencode(self._root / self._fresh / "socket")) > SOCKET_PATH:
+        if len(os.fsencode(self._root / f"{self._prefix}123456" / "socket")) > SOCKET_PATH:
             raise OSError(errno.ENAMETOOLONG, "the path of a socket in it would be too long")
 
     def _make(self) -> str:
@@ -174,8 +173,13 @@ class House:
         place = self._fresh or self._make()
         self._fresh = place
         directory = self._root / place
-        await asyncio.to_thread(_spawn, directory)  # goes on to its end also if we are cancelled
         self._fresh = None
+        try:
+            await asyncio.to_thread(spawn, directory)  # to its end, also if we are cancelled
+        except OSError:
+            if not os.path.lexists(directory / "socket"):
+                self._fresh = place
+            raise
         await self._meet(place)
         link = self._links.get(place)
         if link is None:
@@ -270,30 +274,3 @@ class House:
         self._closed = True
         for link in self._links.values():
             link.close()
-
-
-def _spawn(directory: Path) -> None:
-    """Start the supervisor's process; it leaves our family at once. Raises OSError.
-
-    The socket listens before the process exists, so that nobody has to wait for it to be there.
-    """
-    python = getattr(sys, "_base_executable", None) or sys.executable
-    with (
-        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener,
-        open(directory / "log", "ab") as log,
-    ):
-        listener.bind(str(directory / "socket"))
-        listener.listen(BACKLOG)
-        place = (str(directory), str(listener.fileno()))
-        done = subprocess.run(
-            [python, "-I", "-S", "-X", "utf8", str(SUPERVISOR), *place],
-            env={},
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            pass_fds=(listener.fileno(),),
-            check=False,
-        )
-    if done.returncode != 0:
-        raise OSError(errno.ECHILD, f"the supervisor cannot be started; {directory}/log says why")

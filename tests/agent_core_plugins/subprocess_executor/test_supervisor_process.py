@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from agent_core_plugins.subprocess_executor.house import SUPERVISOR
+from agent_core_plugins.subprocess_executor.spawning import SUPERVISOR
 from agent_core_plugins.subprocess_executor.supervisor import journal
 from tests.agent_core_plugins.subprocess_executor.conftest import lives, supervisors
 
