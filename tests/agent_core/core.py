@@ -1,6 +1,7 @@
 """The core without an agent around it: real SQLite, real pluggy, an executor turned by hand."""
 
 import asyncio
+import io
 from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pluggy
 import structlog
 
+from agent_core import log
 from agent_core.backoff import Backoff
 from agent_core.bench import Bench
 from agent_core.clock import Clock, SystemClock
@@ -19,6 +21,7 @@ from agent_core.models import Key, Launch, Task, Verdict
 from agent_core.moves import Moves
 from agent_core.protocols import PluginContext, Scheduler, Store
 from agent_core.runner import Runner
+from agent_core.sections import LogSection
 from agent_core.testing.executors import HandExecutor
 from agent_core.worker import Worker
 from agent_core_plugins.priority_scheduler import PriorityScheduler, PrioritySchedulerSettings
@@ -152,6 +155,8 @@ class Core:
     def __init__(
         self, directory: Path, store: Any, clock: Clock, max_workers: int, plugins: dict[str, Any]
     ) -> None:
+        self.said = io.StringIO()  # what the agent logs
+        log.configure(LogSection(), self.said)
         self.directory = directory
         self.store = store
         self.clock = clock
