@@ -134,9 +134,6 @@ class Link(asyncio.Protocol):
                 f"a supervisor of protocol version {answer.get('v')} answers where one of"
                 f" version {VERSION} was started; let its tasks end, or stop it"
             )
-        self.pid = answer["pid"]
-        for facts in answer["runs"]:
-            self.runs[facts["s"]] = Tracked(facts=facts, end=facts.get("end"))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport), "a unix stream"
@@ -175,6 +172,10 @@ class Link(asyncio.Protocol):
         elif kind == "signalled":
             _resolve(self._signals.get(line["n"]), line["done"])
         elif kind == "hello":
+            # Now, not when whoever greeted goes on: an end may stand in the very next line.
+            self.pid = line["pid"]
+            for facts in line["runs"]:
+                self.runs[facts["s"]] = Tracked(facts=facts, end=facts.get("end"))
             _resolve(self._hello, line)
 
     def _wake(self, start_id: str) -> None:

@@ -1,0 +1,133 @@
+"""The agent's end of the socket, spoken to by a scripted supervisor on a real socket."""
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent_core_plugins.subprocess_executor.link import LinkLost, Strange, connect
+from agent_core_plugins.subprocess_executor.supervisor.journal import VERSION
+
+Serve = Callable[..., Path]
+RUN = {"s": "a", "pid": 1, "ticks": 2, "wall": 3.0, "since": 4.0}
+HELLO = {"t": "hello", "v": VERSION, "journal": "j", "pid": 7, "runs": [RUN]}
+END = {"t": "end", "s": "a", "end": {"status": 0}}
+
+
+def lines(*said: dict[str, Any]) -> bytes:
+    return b"".join(json.dumps(line).encode() + b"\n" for line in said)
+
+
+@pytest.fixture
+async def serve(runtime: Path) -> AsyncIterator[Serve]:
+    """Answers the first line with some bytes, later ones with others, and can hang up."""
+    servers: list[asyncio.AbstractServer] = []
+
+    async def listen(first: bytes, *later: bytes, hang_up: bool = False) -> Path:
+        async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            for answer in (first, *later):
+                await reader.readline()
+                writer.write(answer)
+            if not hang_up:
+                await reader.read()
+            writer.close()
+            await writer.wait_closed()
+
+        path = runtime / "socket"
+        servers.append(await asyncio.start_unix_server(talk, path))
+        return path
+
+    yield listen
+    for server in servers:
+        server.close()
+        await server.wait_closed()
+
+
+async def test_an_end_in_the_same_breath_as_the_hello_is_heard(serve: Any) -> None:
+    link = await connect(str(await serve(lines(HELLO, END))), "j")
+    end = await asyncio.wait_for(link.ended("a"), 10)
+    assert end == {"status": 0}
+    assert link.pid == 7
+    link.close()
+
+
+async def test_an_answer_in_pieces_is_put_together(runtime: Path) -> None:
+    listener = socket.socket(socket.AF_UNIX)
+    with listener:
+        listener.bind(str(runtime / "socket"))
+        listener.listen()
+        listener.setblocking(False)
+        loop = asyncio.get_running_loop()
+        connecting = asyncio.create_task(connect(str(runtime / "socket"), "j"))
+        peer, _ = await loop.sock_accept(listener)
+        with peer:
+            for byte in lines(HELLO, END):
+                await loop.sock_sendall(peer, bytes([byte]))
+                await asyncio.sleep(0)
+            link = await connecting
+            assert await asyncio.wait_for(link.ended("a"), 10) == {"status": 0}
+            link.close()
+
+
+async def test_an_end_is_awaited_by_many_and_a_lost_link_wakes_them_all(serve: Any) -> None:
+    link = await connect(str(await serve(lines(HELLO))), "j")
+    waiters = [asyncio.create_task(link.ended("a")) for _ in range(3)]
+    await asyncio.sleep(0)
+    waiters[0].cancel()
+    link.close()
+    assert await asyncio.wait_for(asyncio.gather(*waiters[1:]), 10) == [None, None]
+    assert link.lost
+    assert await link.ended("a") is None
+    with pytest.raises(LinkLost):
+        await link.signal("a", 15)
+
+
+async def test_a_start_that_was_not_answered_is_not_called_unbegun(serve: Any) -> None:
+    link = await connect(str(await serve(lines(HELLO), b"", hang_up=True)), "j")
+    with pytest.raises(LinkLost):
+        await asyncio.wait_for(link.start({"s": "b", "argv": []}), 10)
+    link.close()
+
+
+async def test_a_cancelled_start_stays_open_until_its_answer(serve: Any) -> None:
+    never = {"t": "never", "s": "b", "errno": 2, "stage": "exec"}
+    link = await connect(str(await serve(lines(HELLO), b"", lines(never))), "j")
+    starting = asyncio.create_task(link.start({"s": "b", "argv": []}))
+    await asyncio.sleep(0)
+    starting.cancel()
+    await asyncio.wait({starting})
+    assert link.unanswered == {"b"}
+    other = asyncio.create_task(link.signal("a", 0))
+    async with asyncio.timeout(10):
+        while link.unanswered:
+            await asyncio.sleep(0.01)
+    other.cancel()
+    link.close()
+
+
+@pytest.mark.parametrize("change", [{"v": VERSION + 1}, {"journal": "other"}])
+async def test_another_version_or_another_journal_is_strange(
+    serve: Any, change: dict[str, Any]
+) -> None:
+    with pytest.raises(Strange):
+        await connect(str(await serve(lines({**HELLO, **change}))), "j")
+
+
+async def test_one_that_hangs_up_at_once_is_lost(serve: Any) -> None:
+    with pytest.raises(LinkLost):
+        await connect(str(await serve(b"", hang_up=True)), "j")
+
+
+async def test_nobody_there_is_told_apart_from_nobody_answering(runtime: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        await connect(str(runtime / "socket"), "j")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(runtime / "socket"))
+    assert os.path.exists(runtime / "socket")
+    with pytest.raises(ConnectionRefusedError):
+        await connect(str(runtime / "socket"), "j")
