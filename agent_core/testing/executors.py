@@ -98,6 +98,7 @@ class HandExecutor:
         self.gate: asyncio.Event | None = None  # starts and reattach wait for it
         self.waiting = asyncio.Event()  # somebody stands before the gate
         self.started_at: Instant | None = None  # told of the next runs
+        self.exit_code: int | None = None  # the next runs end with it at once
         self._new: asyncio.Queue[HandRun] = asyncio.Queue()
 
     async def next_run(self) -> HandRun:
@@ -131,6 +132,8 @@ class HandExecutor:
             raise error
         run = HandRun(launch, {"start": launch.start_id}, outlives=self.outlives)
         run.started_at = self.started_at
+        if self.exit_code is not None:
+            run.end(self.exit_code)
         self.runs[launch.start_id] = run
         self._new.put_nowait(run)
         if error is not None:
