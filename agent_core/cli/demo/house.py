@@ -26,7 +26,9 @@ STOP_LIMIT: Final = 20.0  # seconds between TERM and KILL of one of our processe
 LEAVE_LIMIT: Final = 1.0  # seconds for what the agent left behind; a supervisor heeds no TERM
 LOG_LINES: Final = 15  # of a process that died
 PORT_TRIES: Final = 3  # somebody else may take a port between our look and the server's
+_PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_LIBC: Final = ctypes.CDLL(None)
 _LEGACY: Final = frozenset(
     {"AGENT_PORT", "AGENT_DB_PATH", "AGENT_MAX_WORKERS", "SERVER_URL", "AGENT_ID", "MACHINE_ID",
      "AGENT_TOKEN"}
@@ -42,7 +44,7 @@ class House:
 
     def __init__(self) -> None:
         # What our agent leaves behind becomes our child, so that we can end it.
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
         self.directory = Path(tempfile.mkdtemp(prefix="remotegpu-demo-"))
         self._runtime = _runtime(self.directory)
         self.user_token = secrets.token_urlsafe(24)
@@ -141,6 +143,8 @@ class House:
                 cwd=self.directory,
                 env=_environment(),
                 start_new_session=True,  # Ctrl-C is ours: tasks are cancelled before these stop
+                # kill -9 of the demo stops its programs as well; there are no threads here.
+                preexec_fn=lambda: _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),  # noqa: PLW1509
             )
 
     def _tail(self, name: str) -> str:
@@ -161,6 +165,10 @@ def _runtime(directory: Path) -> Path:
         room = directory / "run"
         room.mkdir(mode=0o700)
     return room
+
+
+def _prctl(option: int, value: int) -> None:
+    _LIBC.prctl(option, value, 0, 0, 0)
 
 
 def _environment() -> dict[str, str]:

@@ -150,7 +150,7 @@ Try next, in another terminal:
 
   export REMOTEGPU_URL={house.url} REMOTEGPU_TOKEN={house.user_token}
   {short} tasks
-  {short} submit --wait -- uname -a
+  {short} logs $({short} submit --wait -- uname -a)
   {short} submit --name hello -c 'for i in 1 2 3; do echo $i; sleep 1; done'
   {short} --help
 

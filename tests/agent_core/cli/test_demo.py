@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import urllib.request
@@ -184,6 +185,30 @@ async def test_a_reader_that_leaves_ends_it_and_nothing_is_left(start: Start) ->
     assert process.stderr is not None
     assert await process.stderr.read() == b""
     assert await process.wait() == 141
+
+
+async def test_killed_it_takes_its_programs_along(start: Start, tmp_path: Path) -> None:
+    process = await start()
+    said = await lines_until(process, "submitted")
+    process.kill()
+    await process.wait()
+    while any("agent_core.cli" in words for words in _processes_of(tmp_path / "tmp")):
+        await asyncio.sleep(0.1)
+    for process_left in _processes_of(tmp_path / "tmp"):  # its supervisor leaves when idle
+        assert any("supervisor" in word for word in process_left)
+    _clear(tmp_path / "tmp", room_of("".join(said)))
+
+
+def _clear(directory: Path, room: Path) -> None:
+    """What nobody was left to do."""
+    for process in psutil.process_iter():
+        try:
+            if any(f"{directory}/" in word or f"{room}/" in word for word in process.cmdline()):
+                process.kill()
+        except psutil.Error:
+            continue
+    for path in (room, *directory.iterdir()):
+        shutil.rmtree(path)
 
 
 async def test_a_program_that_dies_at_its_start_is_told_with_its_last_words(
