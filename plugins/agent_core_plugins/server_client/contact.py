@@ -33,6 +33,7 @@ class Contact:
         self.identity = {"agent_id": agent_id, "machine_id": machine_id}
         self.capabilities: frozenset[str] | None = None  # None: a server that knows no such word
         self.lease_sec = LEASE_SEC
+        self.known = asyncio.Event()  # set when register was answered for the first time
         self.returned = asyncio.Event()  # set when the server is back after an outage
         self.back_since: Instant | None = None  # until the results of the outage are told
         self.state: State = "unknown"
@@ -97,6 +98,7 @@ class Contact:
             self.capabilities = frozenset(word for word in words if isinstance(word, str))
         self.lease_sec = seconds(data.get("lease_sec"), LEASE_SEC)
         self._registered = True
+        self.known.set()
 
     async def _heartbeat(self, agent: AgentHandle) -> None:
         reply = await self.call(

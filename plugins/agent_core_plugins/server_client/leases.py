@@ -5,7 +5,7 @@ from typing import Any
 from urllib.parse import quote
 
 from agent_core import AgentHandle, Backoff, Clock, Code, Held, Key, Lease, Unreachable
-from agent_core_plugins.server_client.contact import Contact, seconds
+from agent_core_plugins.server_client.contact import Contact, first, seconds
 from agent_core_plugins.server_client.http import Reply
 
 AT_ONCE = 8  # calls of one kind in flight
@@ -35,12 +35,13 @@ class Leases:
         backoff = Backoff()
         while True:
             try:
+                await self._contact.registered(agent.max_workers)
                 await self.renew_all(agent)
                 backoff.reset()
                 delay = min(interval, self._contact.lease_sec / 3)
             except Unreachable as error:
                 delay = backoff.next(error.retry_after)
-            await self._clock.sleep(delay)
+            await first(self._clock.sleep(delay), self._contact.returned.wait())
 
     async def renew_all(self, agent: AgentHandle) -> None:
         """One round. Raises Unreachable if any of it got no answer."""

@@ -27,6 +27,7 @@ class ProgressLoop:
         self._missing = False  # the server has no such route
 
     async def keep(self, agent: AgentHandle) -> None:
+        await self._contact.known.wait()
         while True:
             plain = self._contact.capabilities is None
             await self._clock.sleep(EVERY_PLAIN if plain else EVERY)
