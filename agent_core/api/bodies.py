@@ -50,11 +50,11 @@ class Problem(Exception):
 
 async def read_body(request: Request, limit: int) -> bytes:
     """The whole body, never more than `limit` bytes of it in memory. Raises Problem."""
-    # The rest of a body that is too large is not read: the connection cannot be used again.
+    # Answered at once; uvicorn throws the rest away as it comes, so that the client, which reads
+    # only when it has sent everything, sees this answer and no reset.
     too_large = Problem(
         Code.TOO_LARGE,
         f"body: larger than {limit} bytes, which is the most that is taken here; send less at once",
-        headers={"Connection": "close"},
     )
     announced = request.headers.get("content-length", "")
     if announced.isascii() and announced.isdigit() and int(announced) > limit:

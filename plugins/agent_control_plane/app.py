@@ -1,13 +1,13 @@
 """The ASGI application: the route table behind one envelope for success and failure."""
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, compile_path
 from starlette.types import ASGIApp
 
 from agent_control_plane.openapi import openapi
@@ -38,7 +38,7 @@ def create_app(plane: Plane) -> ASGIApp:
             *(Route(row.path, _serve(row), methods=[row.method]) for row in table),
             Route("/openapi.json", openapi_json, methods=["GET"]),
         ],
-        exception_handlers={HTTPException: _no_route},
+        exception_handlers={HTTPException: _no_route(table)},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False  # a redirect would turn a POST into a GET
@@ -70,11 +70,17 @@ def _refusal(problem: Problem) -> Response:
     return json_response(body, problem.status, headers)
 
 
-async def _no_route(request: Request, error: Exception) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 404
-    headers = dict(getattr(error, "headers", None) or {})
-    path = request.url.path[:200]
-    words = f"no such route: {request.method} {path}; GET /openapi.json lists what there is"
-    if status == 405:
-        words = f"{request.method} is not possible on {path}; {headers.get('Allow')} is"
-    return _refusal(Problem(Code.NO_ROUTE, words, status=status, headers=headers))
+def _no_route(table: Sequence[Endpoint]) -> Callable[[Request, Exception], Awaitable[Response]]:
+    patterns = [(row.method, compile_path(row.path)[0]) for row in table]
+
+    async def no_route(request: Request, _error: Exception) -> Response:
+        method, path = request.method[:20], request.url.path
+        allowed = sorted(known for known, pattern in patterns if pattern.match(path))
+        if not allowed:
+            words = f"no such route: {method} {path[:200]}; GET /openapi.json lists what there is"
+            return _refusal(Problem(Code.NO_ROUTE, words))
+        words = f"{method} is not possible on {path[:200]}; {', '.join(allowed)} is"
+        allow = {"Allow": ", ".join(allowed)}
+        return _refusal(Problem(Code.NO_ROUTE, words, status=405, headers=allow))
+
+    return no_route

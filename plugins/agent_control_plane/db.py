@@ -72,6 +72,8 @@ class Database:
             return cls(path)
         except DBAPIError as error:
             raise sqlite_file.unusable(path, error.orig or error) from None
+        except sqlite3.Error as error:  # of a setting made while connecting
+            raise sqlite_file.unusable(path, error) from None
         except OSError as error:
             raise sqlite_file.unusable(path, error) from None
 
@@ -120,7 +122,7 @@ class Database:
         try:
             with self._reading.connect() as connection, connection.begin():
                 return work(connection)
-        except DBAPIError as error:
+        except (DBAPIError, sqlite3.Error) as error:
             raise _in_words(error) from error
 
     def _serve(self) -> None:
@@ -189,7 +191,7 @@ def _settle(done: Sequence[_Done]) -> None:
 
 def _in_words(error: Exception) -> Exception:
     """What the disk refused as a problem that may pass; anything else as it is."""
-    code = getattr(getattr(error, "orig", None), "sqlite_errorcode", None)
+    code = getattr(getattr(error, "orig", error), "sqlite_errorcode", None)
     words = None if code is None else _PASSING.get(code & 0xFF)
     return error if words is None else Problem(Code.FULL, f"{words}; try again later")
 

@@ -1,11 +1,12 @@
 """What requests may hold: strict models that validate at the door and make the OpenAPI document."""
 
+import json
 import math
 import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError, to_json
+from pydantic_core import PydanticCustomError
 
 from agent_core.api.wire import REPLACEMENT
 
@@ -65,14 +66,18 @@ def _cut_message(text: str) -> str:
 
 
 def _bounded(value: dict[str, Any]) -> dict[str, Any]:
-    if len(to_json(value)) > METRICS_LIMIT:
-        raise _wrong(f"at most {METRICS_LIMIT} bytes as JSON")
+    try:
+        size = len(json.dumps(value, allow_nan=False))
+    except ValueError:
+        raise _wrong("must hold finite numbers only") from None
+    if size > METRICS_LIMIT:
+        raise _wrong(f"must be at most {METRICS_LIMIT} bytes as JSON")
     return value
 
 
 Plain = Annotated[str, AfterValidator(_no_nul)]
 Said = Annotated[str, AfterValidator(_replace_nul)]  # by an agent: NUL becomes U+FFFD
-Seconds = Annotated[int | float, BeforeValidator(_seconds)]
+Seconds = Annotated[float, BeforeValidator(_seconds)]
 Name = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_no_nul)]
 Word = Annotated[str, Field(max_length=64), AfterValidator(_replace_nul)]
 Note = Annotated[str, Field(max_length=255), AfterValidator(_replace_nul)]

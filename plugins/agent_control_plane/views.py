@@ -27,8 +27,8 @@ def from_json(text: str | None) -> Json:
 def granted_task(row: Columns, grace: float) -> dict[str, Json]:
     """A task for the agent that holds it."""
     return {
-        **_described(row, grace),
         "id": row["id"],
+        **_described(row, grace),
         "parent_id": row["parent_id"],
         "retry_count": row["retry_count"],
         "status": row["status"],
@@ -46,10 +46,10 @@ def summary(row: Columns, grace: float, now: float) -> dict[str, Json]:
     held = State(row["status"]) in HELD
     lease = row["lease_expires_at"] if held else None
     task = {
-        **_described(row, grace),
         "id": row["id"],
-        "parent_id": row["parent_id"],
         "status": row["status"],
+        **_described(row, grace),
+        "parent_id": row["parent_id"],
         "retry_count": row["retry_count"],
         "created_at": rfc3339(row["created_at"]),
         "assigned_at": rfc3339(row["assigned_at"]),
