@@ -190,6 +190,8 @@ class Site:
         for process in (*self.agents.values(), *filter(None, [self.server])):
             if process.alive:
                 process.kill()
+            # pytest shows it if the test has failed.
+            print(f"--- {process.log.name}\n{process.log.read_bytes().decode(errors='replace')}")
         for relay in self.relays:
             relay.close()
         end_everything_marked(str(self.root))

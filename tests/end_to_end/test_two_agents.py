@@ -68,7 +68,7 @@ def test_scenario_13_many_claims_at_the_same_moment_never_share_a_task(site: Sit
 def test_scenario_14_a_dead_agents_tasks_go_to_another_and_its_late_report_changes_nothing(
     site: Site,
 ) -> None:
-    site.start_server(lease_sec=1, disconnect_grace=1)
+    site.start_server(lease_sec=2, disconnect_grace=1)
     relay = site.relay()
     _agent(site, "one", server_client__url=relay.url)
     gates = {name: site.gate(f"gate-{name}") for name in ("one", "two")}
@@ -136,7 +136,7 @@ def test_scenario_14_the_late_report_is_answered_30001_over_http(site: Site) -> 
 
 
 def test_scenario_14_a_machine_that_dies_whole_loses_its_tasks_to_another(site: Site) -> None:
-    site.start_server(lease_sec=1, disconnect_grace=1)
+    site.start_server(lease_sec=2, disconnect_grace=1)
     _agent(site, "one", agent__max_workers=1)
     tasks = [site.submit_marked("[ $WHO = two ] || sleep 600") for _ in range(2)]
     site.wait(tasks[0], "running")
