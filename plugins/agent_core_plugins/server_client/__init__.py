@@ -85,7 +85,7 @@ class ServerClient:
     def __init__(self, settings: ServerClientSettings, context: PluginContext) -> None:
         self._settings = settings
         self._log = log = context.log
-        self._clock = clock = context.clock
+        clock = context.clock
         self._agent: AgentHandle | None = None
         self._served = asyncio.Event()
         self._server = Server(
@@ -100,6 +100,9 @@ class ServerClient:
             log=log,
         )
         self._leases = Leases(self._contact, source=NAME, clock=clock, log=log)
+        self._progress = ProgressLoop(
+            self._contact, self._leases, source=NAME, clock=clock, log=log
+        )
         self._reporter = Reporter(self._contact, self._leases, log=log)
         self._claimer = Claimer(
             self._contact,
@@ -135,13 +138,10 @@ class ServerClient:
         if not self._settings.url:
             self._log.info("no server is set (server_client.url): this agent brings no work")
             await asyncio.Event().wait()
-        progress = ProgressLoop(
-            self._contact, self._leases, source=NAME, clock=self._clock, log=self._log
-        )
         loops = {
             "heartbeat": self._contact.keep(agent, self._settings.heartbeat_interval),
             "renew": self._leases.keep(agent, self._settings.renew_interval),
-            "progress": progress.keep(agent),
+            "progress": self._progress.keep(agent),
         }
         try:
             async with asyncio.TaskGroup() as group:
