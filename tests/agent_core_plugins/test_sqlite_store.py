@@ -100,17 +100,17 @@ async def test_an_update_names_only_the_columns_of_its_move():
 @pytest.mark.parametrize(
     ("statement", "index"),
     [
-        (sql.DUE, "tasks_by_turn"),
-        (sql.NEXT_DUE, "tasks_by_due_time"),
-        (sql.listed(frozenset(Status), True), "tasks_by_status"),
-        (sql.listed(frozenset({Status.PENDING}), False), "tasks_by_status"),
+        (sql.DUE, "COVERING INDEX tasks_by_turn"),
+        (sql.NEXT_DUE, "COVERING INDEX tasks_by_due_time"),
+        (sql.listed(frozenset(Status), True), "COVERING INDEX tasks_by_status"),
+        (sql.listed(frozenset({Status.PENDING}), False), "COVERING INDEX tasks_by_status"),
     ],
 )
 async def test_a_hot_read_walks_along_its_index(store, statement, index):
     values = ["1"] * len(statement.names)
     plan = store._opened.reading.execute(f"EXPLAIN QUERY PLAN {statement.text}", values).fetchall()
     steps = [step[3] for step in plan]
-    assert any(f"INDEX {index}" in step for step in steps), steps
+    assert any(index in step for step in steps), steps
     assert not any(step.startswith("SCAN tasks") and "INDEX" not in step for step in steps), steps
 
 

@@ -30,7 +30,7 @@ from agent_core.testing.clock import TurnedClock
 from agent_core.testing.store import finish, make_event, make_outcome, make_task
 from agent_core_plugins.sqlite_store.opening import open_database
 from agent_core_plugins.sqlite_store.store import SqliteTasks
-from agent_core_plugins.syncer import BATCH, Syncer
+from agent_core_plugins.syncer import BATCH, REPORT_LIMIT, Syncer
 from agent_core_plugins.syncer.sources import LANES, LATE
 
 
@@ -310,6 +310,19 @@ async def test_a_report_that_hangs_holds_up_no_other_task(house):
     await house.clock.advance(0)
     assert [event.key for event in house.server.taken] == keys
     assert [event.key for event in house.agent.events] == [hung]
+
+
+async def test_a_report_without_an_answer_is_given_up_and_made_again(house):
+    hung = house.told()
+    house.server.hangs = {hung}
+    await house.begin()
+    await house.clock.advance(REPORT_LIMIT - 1)
+    assert len(house.server.reports) == 1
+    house.server.hangs = set()
+    await house.clock.advance(3)
+    assert [event.key for event in house.server.taken] == [hung]
+    assert house.said.entries[0]["why"] == "no answer in 600 s"
+    assert len(house.server.reports) == 2
 
 
 async def test_no_more_reports_than_lanes_are_under_way_to_one_source(house):

@@ -149,7 +149,6 @@ def _without_output() -> list[ColumnElement[Any]]:
     return [column for column in TASKS.columns if column.name not in OUTPUT]
 
 
-LISTED = TASK[: -len(OUTPUT)]
 GET_TASK = prepared(select(TASKS).where(_of_task(TASKS)))
 
 
@@ -169,9 +168,10 @@ GET_RUNS = prepared(
     .where(_of_task(RUNS))
     .order_by(RUNS.c.run_no)
 )
-DUE = along(
+GET_LISTED = prepared(select(*_without_output()).where(_of_task(TASKS)))
+DUE = along(  # keys alone, which the index holds: most of them are often to be skipped
     "tasks_by_turn",
-    select(*_without_output())
+    select(TASKS.c.task_id, TASKS.c.attempt_id)
     .where(WAITS, TASKS.c.due_at <= bindparam("now"))
     .order_by(TASKS.c.priority, TASKS.c.created_at, TASKS.c.task_id, TASKS.c.attempt_id),
 )

@@ -61,9 +61,9 @@ _FIRST = (
         PRIMARY KEY (task_id, attempt_id)
     )""",
     "CREATE INDEX tasks_by_status ON tasks (status, created_at, task_id, attempt_id)",
-    "CREATE INDEX tasks_by_turn ON tasks (priority, created_at, task_id, attempt_id, due_at)"
-    " WHERE status = 'pending'",
-    "CREATE INDEX tasks_by_due_time ON tasks (due_at) WHERE status = 'pending'",
+    "CREATE INDEX tasks_by_turn ON tasks"
+    " (priority, created_at, task_id, attempt_id, due_at, status) WHERE status = 'pending'",
+    "CREATE INDEX tasks_by_due_time ON tasks (due_at, status) WHERE status = 'pending'",
     """CREATE TABLE runs (
         task_id TEXT NOT NULL,
         attempt_id TEXT NOT NULL,

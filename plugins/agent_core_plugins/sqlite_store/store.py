@@ -134,8 +134,9 @@ class SqliteTasks:
 
         def work(db: sqlite3.Connection) -> list[Task]:
             found = db.execute(sql.DUE.text, (now,))
-            wanted = _first(found, limit, lambda row: (row[0], row[1]) not in skip)
-            return [rows.as_task(row) for row in wanted]
+            keys = _first(found, limit, lambda key: key not in skip)
+            get = sql.GET_LISTED.text
+            return [rows.as_task(db.execute(get, key).fetchone()) for key in keys]
 
         return await self._read(work)
 

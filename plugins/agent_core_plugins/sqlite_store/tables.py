@@ -101,9 +101,10 @@ class TaskRow(OutcomeColumns, TaskColumns, Table, table=True):
             "task_id",
             "attempt_id",
             "due_at",
+            "status",  # the same in all of it, but without it SQLite looks into the table
             sqlite_where=WAITS,
         ),
-        Index("tasks_by_due_time", "due_at", sqlite_where=WAITS),
+        Index("tasks_by_due_time", "due_at", "status", sqlite_where=WAITS),
     )
 
 

@@ -163,8 +163,7 @@ class Delivery:
     async def _tell(self, source: Source, events: Sequence[Event]) -> set[Key]:
         """Report and settle; the tasks whose next event may follow."""
         try:
-            async with asyncio.timeout(REPORT_LIMIT):
-                receipts = await self._agent.report(events)
+            receipts = await self._report(events)
         except Exception as error:
             self._failed(source, events, error)
             return set()
@@ -173,10 +172,23 @@ class Delivery:
         await self._settle(receipts)
         return self._judge(source, events, receipts)
 
+    async def _report(self, events: Sequence[Event]) -> Sequence[Receipt]:
+        report = asyncio.ensure_future(self._agent.report(events))
+        limit = asyncio.ensure_future(self._clock.sleep(REPORT_LIMIT))
+        try:
+            await asyncio.wait({report, limit}, return_when=asyncio.FIRST_COMPLETED)
+            if not report.done():
+                raise Unreachable(f"no answer in {REPORT_LIMIT:g} s")
+            return report.result()
+        finally:
+            report.cancel()
+            limit.cancel()
+            # Its tasks are not free before it has really ended.
+            await asyncio.gather(report, limit, return_exceptions=True)
+
     def _failed(self, source: Source, events: Sequence[Event], error: Exception) -> None:
-        known = isinstance(error, Unreachable | TimeoutError)
-        late = f"no answer in {REPORT_LIMIT:g} s"
-        why = late if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+        known = isinstance(error, Unreachable)
+        why = str(error) if known else f"{type(error).__name__}: {error}"
         keys = {event.key for event in events}
         newly = source.failed(
             keys, why, self._clock.boottime(), getattr(error, "retry_after", None)

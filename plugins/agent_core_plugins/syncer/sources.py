@@ -97,7 +97,7 @@ class Source:
 
     def slow(self, now: float, retry_after: float | None) -> None:
         """It answers, and takes nothing."""
-        self.paused_until = now + self.backoff.next(retry_after)
+        self._pause(now, retry_after)
 
     def failed(
         self, keys: Collection[Key], why: str, now: float, retry_after: float | None
@@ -122,9 +122,12 @@ class Source:
             late.alone = True
         newly = not self.away
         self.away = why
+        self._pause(now, retry_after)
+        return newly
+
+    def _pause(self, now: float, retry_after: float | None) -> None:
         if self.paused_until <= now:  # else another lane was told the same just now
             self.paused_until = now + self.backoff.next(retry_after)
-        return newly
 
     def hurry(self) -> None:
         """Try everything at once, and be patient again from the beginning."""
