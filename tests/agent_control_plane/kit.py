@@ -1,0 +1,181 @@
+"""What the control plane's tests share: a server to talk to, agents and users that talk to it."""
+
+import asyncio
+import contextlib
+import socket
+import sqlite3
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from agent_control_plane.app import create_app
+from agent_control_plane.db import Database
+from agent_control_plane.plane import Plane
+from agent_control_plane.settings import ServerSettings
+from agent_core.api.http import QuietServer
+from agent_core.testing.clock import TurnedClock
+
+AGENT_TOKEN = "agent-token-0123456789"
+USER_TOKEN = "user-token-0123456789"
+Answer = tuple[int, dict[str, Any]]  # business code, data or {"message": …}
+
+
+@dataclass
+class Agent:
+    """Makes calls as one agent."""
+
+    client: httpx.AsyncClient
+    id: str = "agent-1"
+    machine: str = "machine-1"
+    older: bool = False
+    headers: dict[str, str] = field(default_factory=dict)
+
+    async def call(self, path: str, **body: Any) -> Answer:
+        headers = {"X-Agent-Token": AGENT_TOKEN, **self.headers}
+        if not self.older:
+            headers["X-Agent-Protocol"] = "1"
+        reply = await self.client.post(
+            f"/api/v1/agent/{path}", json={"agent_id": self.id, **body}, headers=headers
+        )
+        return answer(reply)
+
+    async def register(self, **more: Any) -> dict[str, Any]:
+        code, data = await self.call("register", machine_id=self.machine, **more)
+        assert code == 0, data
+        return data
+
+    async def claim(self, limit: int = 10, request_id: str | None = None) -> list[dict[str, Any]]:
+        body: dict[str, Any] = {"machine_id": self.machine, "limit": limit}
+        if request_id is not None:
+            body["request_id"] = request_id
+        code, data = await self.call("tasks/claim", **body)
+        assert code == 0, data
+        return list(data["tasks"])
+
+    async def one(self) -> dict[str, Any]:
+        """Claim exactly one task."""
+        tasks = await self.claim(1)
+        assert len(tasks) == 1, tasks
+        return tasks[0]
+
+    async def tell(self, task: dict[str, Any], verb: str, **more: Any) -> Answer:
+        return await self.call(
+            f"tasks/{task['id']}/{verb}", **{"attempt_id": task["attempt_id"], **more}
+        )
+
+    async def start(self, task: dict[str, Any]) -> Answer:
+        return await self.tell(task, "start")
+
+    async def renew(self, task: dict[str, Any]) -> Answer:
+        return await self.tell(task, "lease/renew", extend_sec=300)
+
+    async def complete(self, task: dict[str, Any], exit_code: int | None = 0, **more: Any) -> Answer:
+        return await self.tell(task, "complete", exit_code=exit_code, **more)
+
+
+@dataclass
+class User:
+    """Makes calls as a user."""
+
+    client: httpx.AsyncClient
+
+    async def call(self, method: str, path: str = "", **more: Any) -> Answer:
+        return answer(await self.raw(method, path, **more))
+
+    async def raw(
+        self, method: str, path: str = "", *, key: str | None = None, **more: Any
+    ) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {USER_TOKEN}"}
+        if key is not None:
+            headers["Idempotency-Key"] = key
+        return await self.client.request(method, f"/api/v1/tasks{path}", headers=headers, **more)
+
+    async def submit(self, command: str = "true", *, key: str | None = None, **more: Any) -> Any:
+        code, data = await self.call("POST", key=key, json={"command": command, **more})
+        assert code == 0, data
+        return data
+
+    async def get(self, task: dict[str, Any]) -> dict[str, Any]:
+        code, data = await self.call("GET", f"/{task['id']}")
+        assert code == 0, data
+        return data
+
+    async def cancel(self, task: dict[str, Any], reason: str = "") -> Answer:
+        return await self.call("POST", f"/{task['id']}/cancel", json={"reason": reason})
+
+
+def answer(reply: httpx.Response) -> Answer:
+    """Code and data of an envelope; an answer that is none fails the test."""
+    body = reply.json()
+    assert set(body) == {"code", "message", "data"}, body
+    assert type(body["code"]) is int
+    assert (body["code"] == 0) == (reply.status_code < 300), (reply.status_code, body)
+    assert reply.headers["date"].endswith("GMT")
+    return body["code"], body["data"] if body["code"] == 0 else {"message": body["message"]}
+
+
+@dataclass
+class House:
+    """A running server and who talks to it."""
+
+    url: str
+    path: Path
+    clock: TurnedClock
+    plane: Plane
+    client: httpx.AsyncClient
+
+    @property
+    def user(self) -> User:
+        return User(self.client)
+
+    def agent(self, name: str = "1", *, older: bool = False, **headers: str) -> Agent:
+        return Agent(self.client, f"agent-{name}", f"machine-{name}", older, headers)
+
+    async def pass_time(self, seconds: float) -> None:
+        """Turn the clock, and let the server notice."""
+        self.clock.jump_wall(seconds)
+        await self.plane.sweep()
+
+    def rows(self, task: dict[str, Any]) -> list[Any]:
+        """Everything on disk about a task, to show that a call changed nothing."""
+        with contextlib.closing(sqlite3.connect(self.path)) as connection:
+            found = connection.execute("SELECT * FROM tasks WHERE id = ?", [task["id"]]).fetchall()
+            for table in ("attempts", "outputs"):
+                found += connection.execute(
+                    f"SELECT * FROM {table} WHERE task_id = ? ORDER BY 1, 2", [task["id"]]
+                ).fetchall()
+            return found
+
+
+@contextlib.asynccontextmanager
+async def open_house(path: Path, **settings: Any) -> AsyncIterator[House]:
+    clock = TurnedClock()
+    table = ServerSettings(
+        **{
+            "agent_token": AGENT_TOKEN,
+            "user_token": USER_TOKEN,
+            "database": f"sqlite:///{path}",
+            **settings,
+        }
+    )
+    plane = Plane(table, Database.open(table.database), clock)
+    async with serving(create_app(plane)) as url:
+        limits = httpx.Limits(max_connections=100)
+        async with httpx.AsyncClient(base_url=url, timeout=30, limits=limits) as client:
+            yield House(url, path, clock, plane, client)
+
+
+@contextlib.asynccontextmanager
+async def serving(app: Any) -> AsyncIterator[str]:
+    """The app on a socket, until the block ends."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = QuietServer(app, grace=5)
+    running = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.stop()
+        await running
