@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from agent_core import Backoff, Event, Key
 
 LANES = 4  # reports at once to one source
-LATE = 1000  # tasks of one source that are remembered as waiting
+LATE = 1000  # tasks of one source that are put off by name; of more, the first due is forgotten
 MANY = 10  # so many tasks in one report and not one taken: the source is slow, not they
 STRIKES = 3  # reports in a row that failed, of lone tasks: then it is the source after all
 
@@ -43,9 +43,7 @@ class Source:
 
     def ready(self, now: float) -> bool:
         """One that is away is asked by one lane, once a pause."""
-        if self.paused_until > now or self.lanes >= (1 if self.away else LANES):
-            return False
-        return len(self.late) < LATE or min(late.due for late in self.late.values()) <= now
+        return self.paused_until <= now and self.lanes < (1 if self.away else LANES)
 
     def waiting(self, now: float) -> set[Key]:
         """Tasks that nothing may be told of now."""
@@ -58,9 +56,9 @@ class Source:
         return min((late.due for late in self.late.values() if late.due > now), default=None)
 
     def batch(self, events: Sequence[Event]) -> list[Event]:
-        """What goes together: one task only if the source, or the task, is under suspicion."""
+        """What goes together: a task that is under suspicion goes by itself."""
         first = events[0].key
-        if self.away or self._alone(first):
+        if self._alone(first):
             return [event for event in events if event.key == first]
         return [event for event in events if not self._alone(event.key)]
 
