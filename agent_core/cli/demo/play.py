@@ -4,7 +4,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -24,6 +24,7 @@ LIMIT: Final = 300.0  # seconds for the whole workload
 CANCEL_LIMIT: Final = 10.0  # seconds until cancelled tasks must have ended
 
 Task = Mapping[str, Json]
+Pause = Callable[[float], None]  # raises Stopped
 
 
 class Stopped(Exception):
@@ -31,34 +32,36 @@ class Stopped(Exception):
 
 
 class Signals:
-    """Ctrl-C and TERM: the first ends the demo gently, another one hurries the end."""
+    """Ctrl-C and TERM: the first ends the demo gently, another one hurries the end.
+
+    The handler only counts: an exception raised in it may come to light in a place that swallows
+    exceptions, such as Python's own hooks around a fork, and Ctrl-C would do nothing.
+    """
 
     def __init__(self) -> None:
         self._count = 0
-        self._held = True
 
     def take(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number is signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._caught)
 
-    def release(self) -> None:
-        """From now on a signal raises Stopped, one that came already as well."""
-        self._held = False
+    def pause(self, seconds: float) -> None:
+        """Sleep. Raises Stopped if a signal came, now or before."""
+        if not self._count:
+            time.sleep(seconds)
         if self._count:
             raise Stopped
 
-    def hold(self) -> None:
-        """From now on signals only hurry: cleaning up is not to be cut short."""
-        self._held, self._count = True, 0
+    def start_over(self) -> None:
+        """Cleaning up begins: the next signal hurries."""
+        self._count = 0
 
     def hurry(self) -> bool:
         return self._count > 0
 
     def _caught(self, _number: int, _frame: FrameType | None) -> None:
         self._count += 1
-        if not self._held:
-            raise Stopped
 
 
 def play(*, once: bool, as_json: bool) -> int:
@@ -68,12 +71,12 @@ def play(*, once: bool, as_json: bool) -> int:
     signals.take()
     code: int = Exit.INTERRUPTED
     with suppress(Stopped), _house(signals, shown) as house:
-        code = _workload(house, shown)
+        code = _workload(house, shown, signals.pause)
         if not once:
             _try_next(house, shown)
             while True:
                 house.check()
-                time.sleep(0.5)
+                signals.pause(PACE)
     return code
 
 
@@ -81,26 +84,25 @@ def play(*, once: bool, as_json: bool) -> int:
 def _house(signals: Signals, shown: Board) -> Iterator[House]:
     house = House()
     try:
-        signals.release()
         shown.say(f"Starting a control plane and an agent in {house.directory} …")
-        house.open(time.sleep)
+        house.open(signals.pause)
         yield house
     finally:
-        signals.hold()
+        signals.start_over()
         try:
             _cancel_all(house, shown, signals)
         finally:
             house.close(signals.hurry)
 
 
-def _workload(house: House, shown: Board) -> int:
+def _workload(house: House, shown: Board, pause: Pause) -> int:
     """Submit it, show it, judge it."""
     work = jobs(house.directory)
     with Client(house.url, house.user_token) as client:
         submitted = {client.submit(job.fields)["id"]: job for job in work}
         shown.say(f"{len(submitted)} tasks submitted to {house.url}, run by an agent with 2 slots.")
         with shown.live():
-            ended = _follow(client, house, shown, list(submitted))
+            ended = _follow(client, house, shown, list(submitted), pause)
     complaints = _complaints(submitted, ended)
     for complaint in complaints:
         shown.say(f"WRONG: {complaint}")
@@ -111,7 +113,9 @@ def _workload(house: House, shown: Board) -> int:
     return Exit.FAILED if complaints else Exit.OK
 
 
-def _follow(client: Client, house: House, shown: Board, ids: Sequence[str]) -> dict[str, Task]:
+def _follow(
+    client: Client, house: House, shown: Board, ids: Sequence[str], pause: Pause
+) -> dict[str, Task]:
     """Show the tasks until all are final, or the time is up."""
     final: dict[str, Task] = {}
     until = time.monotonic() + LIMIT
@@ -125,7 +129,7 @@ def _follow(client: Client, house: House, shown: Board, ids: Sequence[str]) -> d
         shown.show([now[task_id] for task_id in ids if task_id in now])
         if len(final) == len(ids) or time.monotonic() > until:
             return final
-        time.sleep(PACE)
+        pause(PACE)
 
 
 def _complaints(submitted: Mapping[str, Job], ended: Mapping[str, Task]) -> list[str]:
