@@ -149,15 +149,15 @@ class ChildExecution(Execution):
 
     @staticmethod
     def recall(launch: Launch, *, running: bool) -> NeverStarted | Lost:
-        """What to answer to `reattach`: how such a run ended, nobody saw.
+        """What to answer to `reattach`: not ours or never tried, or lost, for nobody saw its end.
 
         Raises RemoteGPUError while something of it still lives: asked again, it will be gone.
         """
+        if not running and not Path(launch.scratch, BEGAN).exists():
+            return NeverStarted()
         if processes.of_run(processes.living(launch.start_id), 0):
             raise RemoteGPUError("the run outlived its agent and has not ended yet")
-        if running or Path(launch.scratch, BEGAN).exists():
-            return Lost(reason="it was a child of an agent that was killed")
-        return NeverStarted()
+        return Lost(reason="it was a child of an agent that was killed")
 
     async def wait(self) -> Outcome:
         status, used = await asyncio.shield(self._ended)

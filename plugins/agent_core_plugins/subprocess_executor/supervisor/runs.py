@@ -15,6 +15,7 @@ from . import tree
 from .journal import Journal
 from .sink import Sink
 from .spawn import Refused, Spawner
+from .strays import Strays, kill
 
 PIPE = 1024 * 1024  # bytes that a busy stream's pipe is given, and that are read at once
 TYPE_CHECKING = False
@@ -72,7 +73,7 @@ class Runs:
         self._mains: dict[int, Run] = {}  # by the pid of a main process that was not reaped
         self._ending: dict[str, Run] = {}  # ended, and their trees are looked through
         self._streams: dict[int, tuple[Run, int]] = {}
-        self._strays: dict[int, set[str]] = {}  # adopted children, and whose they may be
+        self._strays = Strays()
         self._buffer = memoryview(bytearray(PIPE))
         self._unwritten: list[tuple[str, str, Line]] = []
 
@@ -112,10 +113,9 @@ class Runs:
         if run is None or run.pid not in self._mains or _ended(run.pid):
             return False
         tree.send_group(run.pid, signum)
+        self._look_for_strays()
         everything = tree.snapshot()
-        strays = self._strays_of(everything)
-        roots = {run.pid} | {pid for pid, owners in strays.items() if owners == {start_id}}
-        for pid in tree.family(everything, roots):
+        for pid in tree.family(everything, {run.pid} | self._strays.of(start_id)):
             one = everything.get(pid)
             if one is not None and one.group != run.pid:
                 tree.send(one, signum)
@@ -166,7 +166,7 @@ class Runs:
             run = self._mains.get(found.si_pid)
             if run is None:
                 os.waitpid(found.si_pid, 0)
-                self._strays.pop(found.si_pid, None)
+                self._strays.reaped(found.si_pid)
             else:
                 self._main_ended(run)
         self.look()
@@ -175,22 +175,18 @@ class Runs:
         """Tell the ends of those of whose trees nothing is left; kill what is left of others."""
         if not self._ending:
             return
-        adopted = _children(os.getpid()) - self._mains.keys()
-        if not adopted:
-            self._strays.clear()
+        if not self._look_for_strays():
             for run in tuple(self._ending.values()):
                 self._finish(run)
             return
         everything = tree.snapshot()
-        owners = self._strays_of(everything)
         for run in tuple(self._ending.values()):
-            left = {pid for pid in adopted if owners.get(pid) == {run.start_id}}
+            left = self._strays.of(run.start_id)
             if left:
-                self._kill(everything, left)
+                kill(everything, left)
             else:
                 self._finish(run)
-        nobodys = {pid for pid, whose in owners.items() if not whose}
-        self._kill(everything, nobodys)
+        kill(everything, self._strays.of_nobody())
 
     def write_again(self) -> None:
         """Journal lines that found no room are tried again."""
@@ -229,9 +225,14 @@ class Runs:
         """Nothing of it is left: tell."""
         del self._ending[run.start_id]
         run.owed = False
-        for owners in self._strays.values():
-            owners.discard(run.start_id)
+        self._strays.ended(run.start_id)
         self._tell({"t": "end", "s": run.start_id, "end": run.end})
+
+    def _look_for_strays(self) -> bool:
+        """Adopted children: are there any?"""
+        untold = (*self._mains.values(), *self._ending.values())
+        leaders = {run.pid: run.start_id for run in untold}
+        return self._strays.look(self._mains, leaders, self._runs)
 
     def _read(self, run: Run, place: int, limit: int) -> None:
         """Take at most `limit` bytes from a stream."""
@@ -248,31 +249,6 @@ class Runs:
             if not run.wide[place]:
                 run.wide[place] = True
                 _widen(descriptor)
-
-    def _strays_of(self, everything: dict[int, tree.Process]) -> dict[int, set[str]]:
-        """Adopted children, and whose they may be: known by session, group or marker, else any
-        run that lived when the child was first seen, until only one of them is left."""
-        children = _children(os.getpid()) - self._mains.keys()
-        leaders = {run.pid: run.start_id for run in (*self._mains.values(), *self._ending.values())}
-        for pid in self._strays.keys() - children:
-            del self._strays[pid]
-        for pid in children - self._strays.keys():
-            one = everything.get(pid) or tree.process(pid)
-            if one is None:
-                continue
-            owner = leaders.get(one.session) or leaders.get(one.group) or tree.marker(pid)
-            if owner in leaders.values():
-                self._strays[pid] = {owner}
-            else:  # marked with a run that was told as ended: nobody's
-                self._strays[pid] = set() if owner in self._runs else set(leaders.values())
-        return self._strays
-
-    @staticmethod
-    def _kill(everything: dict[int, tree.Process], roots: set[int]) -> None:
-        for pid in tree.family(everything, roots):
-            one = everything.get(pid)
-            if one is not None:
-                tree.send(one, signal.SIGKILL)
 
     def _note(self, kind: str, start_id: str, facts: Line) -> None:
         """A line that cannot be written is that run's trouble alone, and is tried again."""
@@ -302,15 +278,3 @@ def _widen(descriptor: int) -> None:
     except OSError as error:  # this user's pipes hold all that they may
         if error.errno not in (errno.EPERM, errno.EBUSY, errno.ENOMEM):
             raise
-
-
-def _children(pid: int) -> set[int]:
-    """Children of a single-threaded process, zombies too."""
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children", "rb", buffering=0) as file:
-            parts = []
-            while part := file.read(65536):
-                parts.append(part)
-        return set(map(int, b"".join(parts).split()))
-    except FileNotFoundError:  # a kernel built without CONFIG_PROC_CHILDREN
-        return {one.pid for one in tree.snapshot().values() if one.parent == pid}
