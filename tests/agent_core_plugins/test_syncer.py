@@ -243,11 +243,14 @@ async def test_a_source_that_is_away_is_asked_ever_more_rarely(house):
         "the source cannot be reached; what is to be told is kept and told when it can"
     ]
     house.server.away = set()
-    await house.clock.advance(61)
-    await house.calm()
+    for _ in range(61):
+        await house.clock.advance(1)
+        await house.calm()
     assert house.agent.events == []
     assert len(house.server.taken) == 1000
-    assert len(house.server.moments) == 1  # once it is back, everything at once
+    assert (
+        max(house.server.moments) - min(house.server.moments) <= 1
+    )  # once it is back, everything at once
     assert house.words("info") == ["the source can be reached again"]
     assert len(house.said.entries) == 2
 
