@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Collection, Sequence
 
 from agent_core.api.wire import Answer, Code
-from agent_core.errors import Unreachable
 from agent_core.hooks import Caller, reason_of
 from agent_core.lifecycle import Status
 from agent_core.log import get
@@ -78,35 +77,36 @@ class Handle:
     async def report(self, events: Sequence[Event]) -> list[Receipt]:
         """One source's outage or absence holds up its own events alone.
 
-        Raises Unreachable if none of the sources could be told anything.
+        Where none of the sources gave receipts it raises what the first of them raised.
         """
         receipts: dict[int, Receipt] = {}
-        away: list[Unreachable] = []
+        errors: list[Exception] = []
         sources = dict.fromkeys(event.source for event in events)
         for source in sources:
             theirs = [event for event in events if event.source == source]
             try:
                 answers = await self._hooks.report(source, theirs)
-            except Unreachable as error:
-                away.append(error)
-                answers = [_not_now(event, str(error), error.retry_after) for event in theirs]
             except Exception as error:
-                self._log.error("events wait for their plugin", why=reason_of(error))
-                answers = [_not_now(event, reason_of(error)) for event in theirs]
+                errors.append(error)
+                answers = [_not_now(event, error) for event in theirs]
             receipts.update((receipt.seq, receipt) for receipt in answers)
-        if away and len(away) == len(sources):
-            raise away[0]
+        if errors and len(errors) == len(sources):
+            raise errors[0]
+        for error in errors:
+            self._log.warning("events wait for their source", why=reason_of(error))
         return [receipts[event.seq] for event in events]
 
     async def settle(self, receipts: Sequence[Receipt]) -> None:
         await self._store.settle(receipts)
         for receipt in receipts:
-            if receipt.answer is Answer.RETRY:
+            key = self._outstanding.get(receipt.seq)
+            if key is None or receipt.answer is Answer.RETRY:
                 continue
-            key = self._outstanding.pop(receipt.seq, None)
-            if key and receipt.answer is Answer.STALE:
+            if receipt.answer is Answer.STALE:
                 reason = f"the server took the attempt back: {receipt.message}"
                 await self._worker.cancel(key, code=receipt.code, reason=reason)
+            # Last: who could not be cancelled on a full disk is, when the receipts come again.
+            self._outstanding.pop(receipt.seq, None)
 
     async def get_fact(self, name: str) -> str | None:
         return await self._store.get_fact(name)
@@ -118,11 +118,11 @@ class Handle:
         return await self._hooks.inventory()
 
 
-def _not_now(event: Event, why: str, retry_after: float | None = None) -> Receipt:
+def _not_now(event: Event, error: Exception) -> Receipt:
     return Receipt(
         seq=event.seq,
         answer=Answer.RETRY,
         code=Code.INTERNAL,
-        message=why,
-        retry_after=retry_after,
+        message=reason_of(error),
+        retry_after=getattr(error, "retry_after", None),
     )
