@@ -112,6 +112,11 @@ class SubprocessExecutor:
         finally:
             self.close()
 
+    @property
+    def supervisor_pid(self) -> int | None:
+        """The process that starts new runs, if there is one."""
+        return self._house.current_pid
+
     def close(self) -> None:
         """Hang up. Whatever runs goes on, and another agent finds it again."""
         self._house.close()

@@ -190,6 +190,10 @@ class House:
         self._context.log.info("started a supervisor", place=place, pid=link.pid)
         return link
 
+    @property
+    def current_pid(self) -> int | None:
+        return self._current.pid if self._current and not self._current.lost else None
+
     def retire(self, link: Link) -> None:
         """No new runs for this one."""
         if self._current is link:
