@@ -250,6 +250,16 @@ class Core:
         await until(reached)
         return await self.get(task)
 
+    async def until_status_of(self, task_id: str, *statuses: str, source: str) -> Task:
+        """Of a task that may not even be stored yet."""
+        wanted = task(task_id, source=source)
+
+        async def stored() -> bool:
+            return await self.store.get(wanted.key) is not None
+
+        await until(stored)
+        return await self.until_status(wanted, *statuses)
+
     async def until_idle(self) -> None:
         """No runner is left."""
 
