@@ -1,0 +1,358 @@
+"""Tasks a second against `xargs -P2`, and where the time goes. Prints figures, judges nothing.
+
+    python -m tests.load.bench [--tasks 2000] [--rounds 4] [--json FILE]
+
+Server and agent are real processes with their durable defaults, in a directory of their own.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.end_to_end.site import Process, Site, site_in, wait_for
+
+# What the test site shortens is as a user has it.
+DEFAULTS = {
+    "server_client__poll_interval": 5,
+    "server_client__heartbeat_interval": 30,
+    "shutdown__grace": 30,
+    "subprocess_executor__grace": 10,
+    "log__level": "warning",
+}
+PATIENCE = 900.0  # seconds for one round
+LANES = 2  # submissions to the idle agent at once; it has two slots
+# Put before a process by PYTHONPATH, in the counting pass alone: tracing costs time.
+COUNTING = """
+import atexit, os, sqlite3, sqlite3.dbapi2
+count = {"commits": 0}
+def trace(statement):
+    if statement.lstrip()[:6].upper() == "COMMIT":
+        count["commits"] += 1
+plain = sqlite3.connect
+def connect(*args, **named):
+    connection = plain(*args, **named)
+    connection.set_trace_callback(trace)
+    return connection
+sqlite3.connect = sqlite3.dbapi2.connect = connect
+def write():
+    with open(os.path.join(os.environ["BENCH_COUNTS"], str(os.getpid())), "w") as file:
+        file.write(str(count["commits"]))
+atexit.register(write)
+"""
+
+
+@dataclass
+class Results:
+    """What was measured, by section and name."""
+
+    sections: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def add(self, section: str, **figures: Any) -> None:
+        self.sections.setdefault(section, {}).update(figures)
+
+    def show(self) -> None:
+        for section, figures in self.sections.items():
+            print(f"\n{section}")
+            for name, value in figures.items():
+                shown = f"{value:,.3g}" if isinstance(value, float) else str(value)
+                print(f"  {name.replace('_', ' '):<46} {shown:>14}")
+
+
+@dataclass(frozen=True)
+class Crew:
+    """The three processes whose cost is told."""
+
+    agent: psutil.Process
+    supervisor: psutil.Process
+    server: psutil.Process
+
+    def items(self) -> Iterator[tuple[str, psutil.Process]]:
+        yield from (("agent", self.agent), ("supervisor", self.supervisor))
+        yield "server", self.server
+
+    def cpu(self) -> dict[str, float]:
+        """Seconds that each has spent itself; its children are not among them."""
+        spent = {}
+        for name, process in self.items():
+            times = process.cpu_times()
+            spent[name] = times.user + times.system
+        return spent
+
+
+@contextlib.contextmanager
+def halted(*processes: psutil.Process) -> Iterator[None]:
+    """They stand still, so that a queue can be filled before the clock runs."""
+    for process in processes:
+        process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.send_signal(signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def a_site(root: Path) -> Iterator[Site]:
+    """A site of its own; what its processes have said goes to standard error."""
+    root.mkdir(exist_ok=True)
+    with contextlib.redirect_stdout(sys.stderr), site_in(root) as site:
+        yield site
+
+
+def crew_of(site: Site, agent: Process) -> Crew:
+    """Runs a first task, so that the supervisor is there and has made itself at home."""
+    assert site.server is not None
+    site.wait(site.submit("/bin/true", exec=True))
+    (supervisor,) = site.supervisors()
+    pids = (agent.popen.pid, supervisor, site.server.popen.pid)
+    return Crew(*(psutil.Process(pid) for pid in pids))
+
+
+def read(site: Site, statement: str, *values: object) -> Any:
+    """One value of the server's database, past the server: asking it would cost it time."""
+    path = f"file:{site.root}/server.db?mode=ro"
+    with contextlib.closing(sqlite3.connect(path, uri=True)) as database:
+        return database.execute(statement, values).fetchone()[0]
+
+
+def finished(site: Site, since: float) -> int:
+    query = "SELECT count(*) FROM tasks WHERE created_at >= ? AND status = 'completed'"
+    return int(read(site, query, since))
+
+
+def run_tasks(site: Site, crew: Crew, count: int) -> tuple[float, dict[str, float]]:
+    """Seconds from the first grant to the last reported result, and CPU seconds by process."""
+    since = time.time()
+    with halted(crew.agent, crew.supervisor):
+        for _ in range(count):
+            site.submit("/bin/true", exec=True)
+        before = crew.cpu()
+    wait_for(lambda: finished(site, since) >= count, f"{count} tasks completed", PATIENCE)
+    ended = time.time()
+    spent = {name: now - before[name] for name, now in crew.cpu().items()}
+    return ended - float(read(site, "SELECT min(granted_at) FROM attempts WHERE granted_at >= ?",
+                              since)), spent  # fmt: skip
+
+
+def run_xargs(count: int) -> float:
+    """Seconds that the same processes take without anything around them."""
+    begun = time.perf_counter()
+    subprocess.run(
+        ["xargs", "-P2", "-n1", "/bin/true"],
+        input="\n".join(map(str, range(count))).encode(),
+        check=True,
+    )
+    return time.perf_counter() - begun
+
+
+def throughput(site: Site, crew: Crew, results: Results, *, tasks: int, rounds: int) -> None:
+    """Interleaved rounds, so that a noisy moment of the machine meets both sides."""
+    size = max(1, tasks // rounds)
+    ours, theirs, ratios = [], [], []
+    cpu: Counter[str] = Counter()
+    run_tasks(site, crew, 50)  # caches are warm in the rounds that count
+    for number in range(rounds):
+        xargs = run_xargs(size)
+        wall, spent = run_tasks(site, crew, size)
+        ours.append(wall)
+        theirs.append(xargs)
+        ratios.append(xargs / wall)
+        cpu.update(spent)
+        say(f"round {number + 1}/{rounds}: {size / wall:.0f}/s, xargs {size / xargs:.0f}/s")
+    done = size * rounds
+    results.add(
+        f"throughput, {done} x /bin/true",
+        tasks_per_second=done / sum(ours),
+        xargs_P2_per_second=done / sum(theirs),
+        ratio_to_xargs_median=statistics.median(ratios),
+        ratio_to_xargs_worst=min(ratios),
+        ratio_to_xargs_best=max(ratios),
+        **{f"{name}_cpu_ms_per_task": spent * 1000 / done for name, spent in cpu.items()},
+        cpu_ms_per_task=sum(cpu.values()) * 1000 / done,
+    )
+
+
+def latency(site: Site, results: Results, *, submissions: int) -> None:
+    """From the user's request to the first thing that the task itself does, on an idle agent."""
+    marks = site.root / "started"
+    marks.mkdir(exist_ok=True)
+    taken: list[float] = []
+
+    def lane(count: int, rng: random.Random) -> None:
+        for number in range(count):
+            time.sleep(rng.uniform(0, 0.5))  # not in step with the agent's polls
+            mark = marks / f"{threading.get_ident()}-{number}"
+            begun = time.time()
+            site.submit(f"date +%s%N > {mark}.new && mv {mark}.new {mark}")
+            wait_for(mark.exists, "the task starts")
+            taken.append(int(mark.read_text()) / 1e9 - begun)
+
+    lanes = [
+        threading.Thread(target=lane, args=(-(-submissions // LANES), random.Random(number)))
+        for number in range(LANES)
+    ]
+    for each in lanes:
+        each.start()
+    for each in lanes:
+        each.join()
+    ordered = sorted(taken)
+    results.add(
+        f"submit to start on an idle agent, {len(taken)} submissions",
+        p50_ms=statistics.median(ordered) * 1000,
+        p99_ms=ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))] * 1000,
+        best_ms=ordered[0] * 1000,
+    )
+
+
+def idle(crew: Crew, results: Results, *, duration: float) -> None:
+    """Nothing to do, with a server that has nothing either."""
+    time.sleep(3)  # what the last tasks left is told and checkpointed
+    before, woken = crew.cpu(), wakeups(crew)
+    time.sleep(duration)
+    after, woken_after = crew.cpu(), wakeups(crew)
+    figures: dict[str, float] = {}
+    for name, process in crew.items():
+        memory = process.memory_full_info()
+        figures[f"{name}_rss_mb"] = memory.rss / 2**20
+        figures[f"{name}_private_mb"] = memory.uss / 2**20
+        figures[f"{name}_cpu_percent_of_a_core"] = (after[name] - before[name]) / duration * 100
+        figures[f"{name}_wakeups_per_second"] = (woken_after[name] - woken[name]) / duration
+    results.add(f"idle, {duration:g} s", **figures)
+
+
+def wakeups(crew: Crew) -> dict[str, int]:
+    """Voluntary context switches so far, of all threads."""
+    counts = {}
+    for name, process in crew.items():
+        tasks = Path(f"/proc/{process.pid}/task").glob("*/status")
+        lines = [line for task in tasks for line in task.read_text().splitlines()]
+        found = [line.split()[1] for line in lines if line.startswith("voluntary_ctxt_switches")]
+        counts[name] = sum(map(int, found))
+    return counts
+
+
+def startup(site: Site, results: Results, *, times: int) -> None:
+    """From exec to the moment at which the server has the first claim."""
+    taken = []
+    for number in range(times):
+        relay, claimed = site.relay(), threading.Event()
+
+        def watch(when: str, call: str, claimed: threading.Event = claimed) -> None:
+            if (when, call) == ("asked", "tasks/claim"):
+                claimed.set()
+
+        relay.watch = watch
+        begun = time.perf_counter()
+        agent = site.start_agent(f"start{number}", **DEFAULTS, server_client__url=relay.url)
+        assert claimed.wait(60), agent.text
+        taken.append(time.perf_counter() - begun)
+        agent.stop()
+    results.add(
+        f"start to first claim, {times} starts",
+        median_ms=statistics.median(taken) * 1000,
+        best_ms=min(taken) * 1000,
+    )
+
+
+def counted(root: Path, results: Results, *, tasks: int) -> None:
+    """Requests and commits of a pass of its own, whose time does not count."""
+    hook, counts = root / "hook", root / "counts"
+    for each in (hook, counts):
+        each.mkdir(parents=True)
+    (hook / "sitecustomize.py").write_text(COUNTING)
+    os.environ |= {"PYTHONPATH": str(hook), "BENCH_COUNTS": str(counts)}
+    try:
+        with a_site(root) as site:
+            server = site.start_server()
+            relay = site.relay()
+            agent = site.start_agent(**DEFAULTS, server_client__url=relay.url)
+            agent_pid, server_pid = agent.popen.pid, server.popen.pid
+            crew = crew_of(site, agent)
+            relay.calls.clear()
+            run_tasks(site, crew, tasks)
+            calls = Counter(call.split("/")[-1] for call in relay.calls)
+            agent.stop()
+            server.stop()
+    finally:
+        del os.environ["PYTHONPATH"], os.environ["BENCH_COUNTS"]
+    commits = {
+        name: int((counts / str(pid)).read_text())
+        for name, pid in (("agent", agent_pid), ("server", server_pid))
+    }
+    results.add(
+        f"for each task, counted over {tasks}",
+        spawns=1,  # no shell, no wrapper: the task's own process alone
+        requests=sum(calls.values()) / tasks,
+        **{f"requests_{name}": number / tasks for name, number in sorted(calls.items())},
+        agent_commits=commits["agent"] / tasks,
+        server_commits_with_submit=commits["server"] / tasks,
+    )
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "cores": os.cpu_count(),
+        "kernel": os.uname().release,
+        "python": sys.version.split()[0],
+        "load_before": round(os.getloadavg()[0], 2),
+    }
+
+
+def say(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--tasks", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--submissions", type=int, default=50)
+    parser.add_argument("--idle", type=float, default=20.0, metavar="SECONDS")
+    parser.add_argument("--starts", type=int, default=5)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    given = parser.parse_args()
+    results = Results()
+    results.add("machine", **machine())
+    with tempfile.TemporaryDirectory(prefix="remotegpu-bench-") as folder:
+        root = Path(folder)
+        say("start to first claim ...")
+        with a_site(root / "starts") as site:
+            site.start_server()
+            startup(site, results, times=given.starts)
+        with a_site(root / "timed") as site:
+            site.start_server()
+            agent = site.start_agent(**DEFAULTS)
+            crew = crew_of(site, agent)
+            say(f"idle for {given.idle:g} s ...")
+            idle(crew, results, duration=given.idle)
+            throughput(site, crew, results, tasks=given.tasks, rounds=given.rounds)
+            say(f"{given.submissions} submissions to an idle agent ...")
+            latency(site, results, submissions=given.submissions)
+            agent.stop()
+        say("counting requests and commits ...")
+        counted(root / "counted", results, tasks=200)
+    results.show()
+    if given.json:
+        given.json.write_text(json.dumps(results.sections, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
