@@ -3,8 +3,10 @@
 import asyncio
 import heapq
 import itertools
+from typing import Any
 
-_TURNS = 50  # of the event loop, for what a woken sleeper does until it waits again
+_TURNS = 50  # of an event loop that does not tell whether anything is ready to run
+_MOST_TURNS = 100_000  # of one that does: by then something never comes to rest
 
 
 class TurnedClock:
@@ -57,8 +59,8 @@ class TurnedClock:
     async def advance(self, seconds: float) -> None:
         """Turn it; sleepers wake one after another in the order of their times.
 
-        After each the event loop runs for a while, so that who sleeps again within these seconds
-        wakes again within them.
+        After each the event loop runs until nothing is ready any more, so that who sleeps again
+        within these seconds wakes again within them. Threads and sockets are not waited for.
         """
         target = self._boottime + seconds
         await self._settle()
@@ -96,5 +98,8 @@ class TurnedClock:
 
     @staticmethod
     async def _settle() -> None:
-        for _ in range(_TURNS):
+        ready: Any = getattr(asyncio.get_running_loop(), "_ready", None)  # of asyncio's own loops
+        for _ in range(_TURNS if ready is None else _MOST_TURNS):
             await asyncio.sleep(0)
+            if ready is not None and not ready:
+                return

@@ -77,3 +77,19 @@ async def test_who_waits_for_several_sleepers_waits_for_all_of_them():
     await waiting
     await clock.advance(1.0)
     await asyncio.gather(first, second)
+
+
+async def test_turning_waits_until_nothing_is_ready_any_more():
+    clock = TurnedClock()
+    done = []
+
+    async def long_way() -> None:
+        await clock.sleep(1.0)
+        for _ in range(1000):
+            await asyncio.sleep(0)
+        done.append(clock.boottime())
+
+    job = asyncio.create_task(long_way())
+    await clock.advance(5.0)
+    assert done == [1001.0]
+    await job
