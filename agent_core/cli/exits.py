@@ -1,6 +1,7 @@
 """Exit codes: what each means, which one an error ends with, and a task's own."""
 
 import signal
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import IntEnum
@@ -54,7 +55,10 @@ def exit_code(error: Exception) -> int:
 def failing_with(code: int) -> Iterator[None]:
     """Every failure inside ends the command with `code`: its other codes are the task's own."""
     try:
-        yield
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # what cannot be written is a failure inside, too
     except (click.exceptions.Exit, click.ClickException, SettingsError, BrokenPipeError):
         raise
     except (RemoteGPUError, CommandFailed, OSError) as error:

@@ -59,12 +59,13 @@ def run(args: Sequence[str]) -> int:
         code = _invoke(list(args), as_json)
         sys.stdout.flush()
     except BrokenPipeError:
-        _forget_output()
         return Exit.PIPE_CLOSED
     except OSError as error:  # what was written last found no room
         return _tell(_plain(error), as_json)
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
+    finally:
+        _forget_output()
     return code
 
 
@@ -141,11 +142,11 @@ def _described(error: Exception, message: str, code: int) -> dict[str, Json]:
 
 
 def _forget_output() -> None:
-    """Nobody reads us any more: the interpreter's last flush must not complain about it."""
+    """What nobody takes any more: the interpreter's last flush would make an exit code of it."""
     quiet = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except BrokenPipeError:
+        except OSError:
             os.dup2(quiet, stream.fileno())
     os.close(quiet)
