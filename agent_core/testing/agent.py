@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from agent_core.api.wire import Answer
+from agent_core.errors import StoreFull
 from agent_core.lifecycle import FINAL, Status
 from agent_core.models import Event, Inventory, Key, Lease, Progress, Receipt, Task
 from agent_core.protocols import Held
@@ -41,6 +42,7 @@ class MemoryAgent:
         self.machine = Inventory()
         self.cancelled: list[tuple[Key, int, str]] = []
         self.renewals: list[tuple[Key, Lease]] = []
+        self.full = False  # the disk: what must be saved raises StoreFull
         self.changed = asyncio.Condition()  # notified when a plugin asked for something
         self._grew = asyncio.Event()
         self._seq = 0  # of the newest event: no number is used twice
@@ -85,6 +87,8 @@ class MemoryAgent:
         task = self.known.get(key)
         if task is None or task.status in FINAL:
             return False
+        if self.full:
+            raise StoreFull("no room on the disk")
         self.cancelled.append((key, code, reason))
         await self._tell()
         return True
@@ -148,6 +152,8 @@ class MemoryAgent:
         return self.facts.get(name)
 
     async def set_fact(self, name: str, value: str) -> None:
+        if self.full:
+            raise StoreFull("no room on the disk")
         self.facts[name] = value
 
     async def inventory(self) -> Inventory:

@@ -67,7 +67,7 @@ class ServerClientSettings(Section):
             raise ValueError("an address such as https://gpu.example.com:8080 is needed")
         if "@" in parts.netloc or parts.query or parts.fragment:
             raise ValueError("an address without user, password, ? and # is needed")
-        return url
+        return parts.geturl()  # with its scheme in small letters
 
     @field_validator("token")
     @classmethod

@@ -1,6 +1,7 @@
 """Contact with the server: register, heartbeat, and each loss and return of it said once."""
 
 import asyncio
+import math
 import socket
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -199,8 +200,10 @@ def _gpu(gpu: Gpu) -> dict[str, Json]:
 
 
 def _percent(value: float | None) -> float | None:
-    return None if value is None else round(min(max(value, 0.0), 100.0), 1)
+    if value is None or not math.isfinite(value):
+        return None
+    return round(min(max(value, 0.0), 100.0), 1)
 
 
 def _whole(value: float | None, unit: int) -> int | None:
-    return None if value is None else round(value / unit)
+    return None if value is None or not math.isfinite(value) else round(value / unit)

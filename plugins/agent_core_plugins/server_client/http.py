@@ -6,10 +6,11 @@ import math
 import os
 import urllib.request
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import httpx
 
-from agent_core import Clock, Code, Instant, Json, Unreachable, wire
+from agent_core import Clock, Code, Instant, Json, SettingsError, Unreachable, wire
 
 KEEP_ALIVE = 60.0  # seconds that an idle connection is kept
 CONNECTIONS = 16  # at most; eight reports, a claim, and what runs beside the work
@@ -41,18 +42,7 @@ class Server:
         }
         if token:
             headers |= {"X-Agent-Token": token, "Authorization": f"Bearer {token}"}
-        self._client = httpx.AsyncClient(
-            headers=headers,
-            timeout=timeout,
-            follow_redirects=False,
-            # Certificates cost 40 ms and a megabyte; over plain http there is nothing to verify.
-            verify=url.startswith("https:") or bool(urllib.request.getproxies()),
-            limits=httpx.Limits(
-                max_connections=CONNECTIONS,
-                max_keepalive_connections=CONNECTIONS,
-                keepalive_expiry=KEEP_ALIVE,
-            ),
-        )
+        self._client = _client(url, headers, timeout)
 
     async def call(self, path: str, body: Json) -> Reply:
         """POST and judge. Raises Unreachable for everything that is not an answer."""
@@ -63,7 +53,7 @@ class Server:
                 response, raw = await self._exchange(path, content)
         except TimeoutError:
             raise Unreachable(f"no whole answer within {DEADLINE * self._timeout:g} s") from None
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise Unreachable(_words(error, self._timeout)) from error
         except RuntimeError as error:
             if not self._client.is_closed:
@@ -89,6 +79,32 @@ class Server:
     async def _send(self, path: str, content: bytes) -> httpx.Response:
         request = self._client.build_request("POST", self._url + path, content=content)
         return await self._client.send(request, stream=True)
+
+
+def _client(url: str, headers: dict[str, str], timeout: float) -> httpx.AsyncClient:
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    loopback = host in {"", "localhost", "::1"} or host.startswith("127.")
+    try:
+        return httpx.AsyncClient(
+            headers=headers,
+            timeout=timeout,
+            follow_redirects=False,
+            trust_env=not loopback,  # a proxy has another loopback
+            # Certificates cost 40 ms and a megabyte; over plain http there is nothing to verify,
+            # unless the way to a proxy is.
+            verify=parts.scheme == "https" or (not loopback and bool(urllib.request.getproxies())),
+            limits=httpx.Limits(
+                max_connections=CONNECTIONS,
+                max_keepalive_connections=CONNECTIONS,
+                keepalive_expiry=KEEP_ALIVE,
+            ),
+        )
+    except (ValueError, OSError, ImportError) as error:
+        raise SettingsError(
+            f"no connection to {url} can be prepared: {error}; look at HTTP_PROXY, HTTPS_PROXY, "
+            "ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR in the agent's environment"
+        ) from error
 
 
 def encode(body: Json) -> bytes:
@@ -154,7 +170,7 @@ def _no_answer(status: int, raw: bytes) -> str:
     return f"HTTP {status} with {start!r}: not an answer of a control plane"
 
 
-def _words(error: httpx.HTTPError, timeout: float) -> str:
+def _words(error: Exception, timeout: float) -> str:
     if isinstance(error, httpx.TimeoutException):
         return f"no answer within {timeout:g} s"
     cause: BaseException | None = error

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 from urllib.parse import quote
 
-from agent_core import AgentHandle, Backoff, Clock, Code, Held, Key, Lease, Unreachable
+from agent_core import AgentHandle, Backoff, Clock, Code, Held, Key, Lease, StoreError, Unreachable
 from agent_core_plugins.server_client.contact import Contact, first, seconds
 from agent_core_plugins.server_client.http import Reply
 
@@ -86,8 +86,14 @@ class Leases:
         if key not in self._told:
             self._told.add(key)
             self._log.warning("stopping an attempt", task=key.task_id, reason=words)
-            await agent.cancel(key, code=reply.code, reason=words)
+            try:
+                await agent.cancel(key, code=reply.code, reason=words)
+            except StoreError as error:  # no room to note it now: the next answer says it again
+                self._told.discard(key)
+                self._log.error("an end cannot be saved now", task=key.task_id, reason=str(error))
 
     def _renewable(self, held: Held) -> bool:
         # A server without our extensions refuses to renew what it has not seen begin.
-        return held.begun or self._contact.capabilities is not None
+        if held.begun or self._contact.capabilities is not None:
+            return True
+        return held.lease is not None and held.lease.over(self._clock)  # it begins no other way

@@ -1,6 +1,7 @@
 """From events to single calls: start, complete, release, and the receipt that each answer is."""
 
 import asyncio
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -24,6 +25,7 @@ from agent_core_plugins.server_client.leases import AT_ONCE, Leases, task_path
 
 ERROR_LIMIT = 4000  # characters
 SMALLEST_BODY = 64 * 2**10  # bytes: a server that takes no more than this takes nothing
+_USAGE = ("wall_s", "user_s", "system_s", "max_rss_bytes")
 _MARKER = re.compile(rb"\n\.\.\.\[truncated, [^\]]{1,40}\]\n")
 
 
@@ -183,14 +185,13 @@ def _extended(outcome: Outcome) -> dict[str, Json]:
         "reason": outcome.reason.value,
         "error_code": int(outcome.error_code),
         "signal": outcome.signal,
-        "usage": usage
-        and {
-            "wall_s": usage.wall_s,
-            "user_s": usage.user_s,
-            "system_s": usage.system_s,
-            "max_rss_bytes": usage.max_rss_bytes,
-        },
+        "usage": usage and {field: _finite(getattr(usage, field)) for field in _USAGE},
     }
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no word for the others, and a result must not wait for ever because of one."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _error(outcome: Outcome | None) -> str:

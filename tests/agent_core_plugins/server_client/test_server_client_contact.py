@@ -227,6 +227,20 @@ async def test_one_renewal_without_an_answer_does_not_hold_up_the_others(
         assert {key.task_id for key, _ in site.agent.renewals} == {f"t{n}" for n in range(2, 13)}
 
 
+async def test_an_end_that_cannot_be_saved_now_is_asked_for_again(opened: Any, server: Any) -> None:
+    clock = TurnedClock()
+    server.on(RENEW, answer(code=30001, message="newer", status=409))
+    async with opened(clock=clock) as site:
+        key = site.agent.add(running()).key
+        site.agent.full = True
+        await clock.until_sleeping(LOOPS)
+        assert site.agent.cancelled == []
+        site.agent.full = False
+        await clock.advance(60)
+        await site.agent.until(lambda: site.agent.cancelled)
+        assert [each[0] for each in site.agent.cancelled] == [key]
+
+
 async def test_a_plain_server_is_asked_to_renew_only_what_has_begun(
     opened: Any, server: Any
 ) -> None:
@@ -237,10 +251,13 @@ async def test_a_plain_server_is_asked_to_renew_only_what_has_begun(
     async with opened(clock=clock) as site:
         site.agent.add(running("begun"))
         site.agent.add(running("waits", status=Status.PENDING, run_no=0, lease=fresh))
+        over = Lease(until=Instant.now(clock))
+        site.agent.add(running("late", status=Status.PENDING, run_no=0, lease=over))
         await clock.until_sleeping(LOOPS)
         await clock.advance(60)
-        await server.wait_for(RENEW, 2)
-        assert {request.path.split("/")[-3] for request in server.asked(RENEW)} == {"begun"}
+        await server.wait_for(RENEW, 3)
+        asked = {request.path.split("/")[-3] for request in server.asked(RENEW)}
+        assert asked == {"begun", "late"}
 
 
 async def test_progress_is_told_when_it_changed_and_never_invented(
@@ -387,6 +404,15 @@ def test_values_that_cannot_be_read_are_left_out_and_integers_are_integers() -> 
     }
     for name in ("memory_used_gb", "disk_used_gb"):
         assert isinstance(found[name], int)
+
+
+def test_values_that_are_no_numbers_are_left_out() -> None:
+    nothing = Inventory(cpu_percent=float("nan"), disk_percent=float("inf"))
+    assert metrics(nothing) == {}
+    gpu = Gpu(index=0, uuid="u", name="n", power=float("nan"))
+    assert metrics(Inventory(gpus=(gpu,))) == {
+        "gpu_metrics": [{"index": 0, "uuid": "u", "name": "n"}]
+    }
 
 
 def test_the_address_towards_a_server_that_no_name_leads_to_is_unknown() -> None:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from agent_core import Code, Instant, Unreachable
+from agent_core import Code, Instant, SettingsError, Unreachable
 from agent_core.clock import SystemClock
 from agent_core.testing.http_server import NOT_FOUND, Reply, ScriptedServer, answer, as_json
 from agent_core_plugins.server_client.http import Server, judge
@@ -120,8 +120,9 @@ async def test_a_refused_connection_is_an_outage_with_its_reason() -> None:
     await http.close()
 
 
-async def test_a_name_that_nobody_knows_is_an_outage() -> None:
-    http = Server(url="http://no.such.host.invalid", token="", timeout=5.0, clock=SystemClock())
+@pytest.mark.parametrize("url", ["http://no.such.host.invalid", "http://a..b"])
+async def test_a_name_that_nobody_knows_is_an_outage(url: str) -> None:
+    http = Server(url=url, token="", timeout=5.0, clock=SystemClock())
     with pytest.raises(Unreachable):
         await http.call("/call", {})
     await http.close()
@@ -149,6 +150,25 @@ async def test_a_call_carries_both_forms_of_the_token_and_the_protocol() -> None
     assert headers["x-agent-protocol"] == "1"
     assert server.requests[0].method == "POST"
     assert server.requests[0].json() == {"name": "Zürich"}
+
+
+async def test_a_server_on_loopback_is_not_asked_for_at_a_proxy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    async with ScriptedServer() as server:
+        server.on("/call", answer())
+        http = client(server)
+        assert (await http.call("/call", {})).code == Code.OK
+        await http.close()
+
+
+def test_a_proxy_that_cannot_be_used_stops_the_start_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "gopher://proxy.example.com")
+    with pytest.raises(SettingsError, match="HTTP_PROXY"):
+        Server(url="http://gpu.example.com", token="", timeout=5.0, clock=SystemClock())
 
 
 async def test_without_a_token_no_token_header_is_sent() -> None:

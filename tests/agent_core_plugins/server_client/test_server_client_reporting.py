@@ -294,6 +294,14 @@ def test_an_end_without_an_outcome_is_lost_and_never_a_success() -> None:
     assert (fields["status"], fields["reason"], fields["exit_code"]) == ("failed", "lost", None)
 
 
+def test_usage_that_is_no_number_holds_up_no_result() -> None:
+    outcome = Outcome(
+        reason=Reason.EXITED, exit_code=0, usage=Usage(wall_s=float("nan"), user_s=1.0)
+    )
+    usage = complete_fields(complete(outcome), extended=True, limit=10_000)["usage"]
+    assert usage == {"wall_s": None, "user_s": 1.0, "system_s": None, "max_rss_bytes": None}
+
+
 def test_words_that_are_no_text_become_text() -> None:
     outcome = Outcome(reason=Reason.NEVER_RAN, error="no such file: \udcff\0\ud800")
     text = complete_fields(complete(outcome), extended=True, limit=10_000)["error"]
