@@ -89,8 +89,9 @@ class SubprocessExecutor:
             return await self._found(launch.start_id, known)
         if not running and began is not None and self._house.was_there_before(began.boottime):
             return NeverStarted()
-        facts = _facts(handle)
-        if facts is not None and Orphan(launch.start_id, facts, self._context.clock).left():
+        clock = self._context.clock
+        facts = _facts(handle) or await look_for(launch.start_id, clock)
+        if facts is not None and Orphan(launch.start_id, facts, clock).left():
             return self._orphan(launch.start_id, str(handle.get("place", "")), facts)
         return Lost(reason="the supervisor is gone, and its journal with it")
 

@@ -6,8 +6,10 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from agent_core import PluginContext, PluginError
 
@@ -68,7 +70,9 @@ class House:
             names = sorted(os.listdir(self._root))
         except FileNotFoundError:
             return
-        yield from (name for name in names if name.startswith(self._prefix))
+        for name in names:
+            if name.startswith(self._prefix) and _ours_alone(self._root / name):
+                yield name
 
     def _settle_in(self) -> None:
         """Have a journal before any start is stored: a start that none knows then never began."""
@@ -104,6 +108,8 @@ class House:
         return place
 
     def _read(self, place: str) -> journal.Book | None:
+        if not _ours_alone(self._root / place):
+            return None
         try:
             return journal.read(str(self._root / place / "journal"))
         except OSError:
@@ -278,3 +284,13 @@ class House:
         self._closed = True
         for link in self._links.values():
             link.close()
+
+
+def _ours_alone(directory: Path) -> bool:
+    """The runtime directory may be everybody's, so a name proves nothing."""
+    try:
+        found = directory.lstat()
+    except OSError:
+        return False
+    private = stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o077
+    return private and found.st_uid == os.geteuid()

@@ -132,6 +132,34 @@ async def test_with_the_journal_gone_a_start_may_have_been_anything(
     assert isinstance(found, Lost)
 
 
+async def test_with_the_journal_gone_a_start_that_lives_is_found_by_its_marker(
+    make: Make, tmp_path: Path, runtime: Path
+) -> None:
+    first, launch, _ = await running(make, tmp_path)
+    first.close()
+    for place in runtime.iterdir():
+        shutil.rmtree(place)
+    found = await make().reattach(launch, False)  # killed before it could store the answer
+    assert isinstance(found, Execution)
+    await let_go(launch)
+    assert (await end(found)).reason is Reason.LOST
+
+
+async def test_a_directory_that_others_could_have_made_is_not_believed(
+    make: Make, tmp_path: Path, runtime: Path
+) -> None:
+    make()
+    (place,) = runtime.iterdir()
+    launch = make_launch(tmp_path, "/bin/true")
+    place.chmod(0o777)
+    assert isinstance(await make().reattach(launch, False), Lost)
+    assert len(list(runtime.iterdir())) == 2
+    place.chmod(0o700)
+    aside = place.rename(runtime / "aside")
+    place.symlink_to(aside)
+    assert isinstance(await make().reattach(launch, False), Lost)
+
+
 async def test_a_start_stored_before_any_journal_may_have_been_anything(
     make: Make, tmp_path: Path
 ) -> None:
