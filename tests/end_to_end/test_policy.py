@@ -3,7 +3,7 @@
 import json
 
 from tests.end_to_end.records import processes_of
-from tests.end_to_end.site import Site
+from tests.end_to_end.site import Site, wait_for
 
 
 def _is_refused(site: Site, task_id: str, why: str) -> None:
@@ -13,7 +13,7 @@ def _is_refused(site: Site, task_id: str, why: str) -> None:
     assert task["exit_code"] is None
     assert task["started_at"] is None
     assert site.file().task(task_id)["start_id"] == ""  # not even tried
-    assert site.file().unsent(task_id) == []
+    wait_for(lambda: site.file().unsent(task_id) == [], "the agent knows that it was told")
     assert processes_of(task_id) == []
 
 

@@ -24,6 +24,7 @@ from tests.load.checker import KINDS, Expected, check
 CALLS = ("register", "tasks/claim", "start", "complete", "lease/renew")
 LIFE = 4.0  # seconds after which an agent is killed whose moment did not come
 AT_A_TIME = 25  # tasks submitted between two lives
+PATIENCE = 40  # lives in a row in which no task may come to its end
 
 
 class Moment:
@@ -35,10 +36,62 @@ class Moment:
         self.nth = rng.choice((1, 1, 2, 3, 8))
         # Starting takes about as long as the shorter of these; so many die while they recover.
         self.delay = rng.uniform(0.2, 2.5) if not self.call else rng.choice((0, 0, 0.003, 0.02))
+        # Some are asked to leave first, and are killed while they do.
+        self.leaves = rng.uniform(0, 0.4) if rng.random() < 0.2 else None
 
     @property
     def name(self) -> str:
         return f"{self.when} {self.call}" if self.call else "at a time"
+
+
+class Doom:
+    """Kills one agent at its moment."""
+
+    def __init__(self, moment: Moment, agent: Process) -> None:
+        self._moment = moment
+        self._process = os.pidfd_open(agent.popen.pid)  # it never means another process
+        self._seen = 0
+        self._timers: list[threading.Timer] = []
+        self._lock = threading.Lock()  # its moment may come from the relay's thread
+        self._over = False
+        if not moment.call:
+            self._strike()
+
+    def __enter__(self) -> "Doom":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        with self._lock:
+            self._over = True
+            os.close(self._process)
+
+    def watch(self, when: str, call: str) -> None:
+        """For the relay: what passes, before it is passed on."""
+        moment = self._moment
+        if moment.call and when == moment.when and call.endswith(moment.call):
+            self._seen += 1
+            if self._seen == moment.nth:
+                self._strike()
+
+    def _strike(self) -> None:
+        moment = self._moment
+        if moment.leaves is not None:
+            self._send(moment.delay, signal.SIGTERM)
+        self._send(moment.delay + (moment.leaves or 0), signal.SIGKILL)
+
+    def _send(self, delay: float, signum: int) -> None:
+        def send() -> None:
+            with self._lock, contextlib.suppress(ProcessLookupError):
+                if not self._over:
+                    signal.pidfd_send_signal(self._process, signum)
+
+        if delay:
+            self._timers.append(threading.Timer(delay, send))
+            self._timers[-1].start()
+        else:
+            send()
 
 
 class Chaos:
@@ -65,7 +118,10 @@ class Chaos:
         while len(self.expected) < tasks:
             self._submit(min(AT_A_TIME, tasks - len(self.expected)))
             self._live_and_die()
-        while not self._all_final():
+        fewest, in_vain = tasks + 1, 0
+        while unended := self._unended():
+            fewest, in_vain = (unended, 0) if unended < fewest else (fewest, in_vain + 1)
+            assert in_vain < PATIENCE, f"{unended} tasks do not end:\n{self._story()}"
             self._live_and_die()
         agent = site.start_agent(**self._settings)
         wait_for(lambda: "ready" in agent.text, "the last agent is up")
@@ -91,39 +147,32 @@ class Chaos:
             task_id = self.site.submit_marked(body, **(kind.fields or {}))
             self.expected.append(Expected(task_id=task_id, number=number, kind=kind))
 
-    def _all_final(self) -> bool:
-        query = "status=pending&status=assigned&status=running&limit=1"
+    def _unended(self) -> int:
+        """How many tasks are not final (200 stands for more)."""
+        query = "status=pending&status=assigned&status=running&limit=200"
         _, answer = self.site.call("GET", f"/api/v1/tasks?{query}")
-        return not answer["data"]["tasks"]
+        return len(answer["data"]["tasks"])
+
+    def _story(self) -> str:
+        return self.site.agents["one"].text[-4000:]
 
     def _live_and_die(self) -> None:
         """One life of the agent."""
         moment = Moment(self._rng)
         agent = self.site.start_agent(**self._settings)
-        seen = 0
-        lock = threading.Lock()
-
-        def watch(when: str, call: str) -> None:
-            nonlocal seen
-            if when == moment.when and moment.call and call.endswith(moment.call):
-                with lock:
-                    seen += 1
-                    if seen == moment.nth:
-                        _kill_after(moment.delay, agent)
-
-        self._relay.watch = watch
-        if not moment.call:
-            _kill_after(moment.delay, agent)
-        if self._server_too and self._rng.random() < 0.2:
-            self._kill_the_server()
-        end = time.monotonic() + LIFE
-        while agent.alive and time.monotonic() < end:
-            time.sleep(0.01)
-        self._relay.watch = None
-        self.kills[moment.name if not agent.alive else "old age"] += 1
-        agent.kill()
+        with Doom(moment, agent) as doom:
+            self._relay.watch = doom.watch
+            if self._server_too and self._rng.random() < 0.2:
+                self._kill_the_server()
+            end = time.monotonic() + LIFE
+            while agent.alive and time.monotonic() < end:
+                time.sleep(0.01)
+            self._relay.watch = None
+            self.kills[moment.name if not agent.alive else "old age"] += 1
+            agent.kill()
         code = agent.popen.returncode
-        assert code == -signal.SIGKILL, f"the agent ended by itself with {code}:\n{agent.text}"
+        left = moment.leaves is not None and code in (0, -signal.SIGTERM)
+        assert left or code == -signal.SIGKILL, f"ended by itself with {code}:\n{agent.text}"
 
     def _kill_the_server(self) -> None:
         assert self.site.server is not None
@@ -132,19 +181,6 @@ class Chaos:
         self.kills["server"] += 1
         time.sleep(self._rng.uniform(0, 1))
         self.site.start_server()
-
-
-def _kill_after(delay: float, agent: Process) -> None:
-    pid = agent.popen.pid  # not reaped before the test does it, so nobody else has this number
-
-    def kill() -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-    if delay:
-        threading.Timer(delay, kill).start()
-    else:
-        kill()
 
 
 def _environment(pid: int) -> bytes:
