@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
+import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import formatdate
@@ -31,6 +32,7 @@ __all__ = [
     "bearer",
     "dated",
     "json_response",
+    "listen",
 ]
 
 
@@ -121,6 +123,25 @@ def dated(app: ASGIApp, wall: Callable[[], float]) -> ASGIApp:
         await app(scope, receive, stamp)
 
     return serve
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 = one that is free. Raises OSError, gaierror for a bad host."""
+    family, kind, proto, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    # With the protocol named: asyncio turns Nagle off only then, and an answer whose head and
+    # body are two writes would else wait 40 ms for the client's delayed acknowledgement.
+    listener = socket.socket(family, kind, proto)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)  # here: two can bind one port so, but not both listen
+    except OSError:
+        listener.close()
+        raise
+    listener.setblocking(False)
+    return listener
 
 
 class QuietServer(uvicorn.Server):

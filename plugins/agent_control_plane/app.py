@@ -1,7 +1,9 @@
 """The ASGI application: the route table behind one envelope for success and failure."""
 
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -17,13 +19,14 @@ from agent_core import log
 from agent_core.api.http import Endpoint, Problem, admit, dated, json_response
 from agent_core.api.wire import Code, envelope
 
+DOCUMENT: Final = "/openapi.json"
 _log = log.get("server")
 
 
 def create_app(plane: Plane) -> ASGIApp:
     """The app of a plane; its lifespan runs the plane and closes it."""
     table = endpoints(plane)
-    document = openapi(table)
+    document = functools.cache(lambda: openapi(table))  # made when somebody asks for it
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -31,12 +34,12 @@ def create_app(plane: Plane) -> ASGIApp:
             yield
 
     async def openapi_json(_request: Request) -> Response:
-        return json_response(document, 200)
+        return json_response(document(), 200)
 
     app = Starlette(
         routes=[
             *(Route(row.path, _serve(row), methods=[row.method]) for row in table),
-            Route("/openapi.json", openapi_json, methods=["GET"]),
+            Route(DOCUMENT, openapi_json, methods=["GET"]),
         ],
         exception_handlers={HTTPException: _no_route(table)},
         lifespan=lifespan,
@@ -71,7 +74,8 @@ def _refusal(problem: Problem) -> Response:
 
 
 def _no_route(table: Sequence[Endpoint]) -> Callable[[Request, Exception], Awaitable[Response]]:
-    patterns = [(row.method, compile_path(row.path)[0]) for row in table]
+    routes = [*((row.method, row.path) for row in table), ("GET", DOCUMENT)]
+    patterns = [(method, compile_path(path)[0]) for method, path in routes]
 
     async def no_route(request: Request, _error: Exception) -> Response:
         method, path = request.method[:20], request.url.path

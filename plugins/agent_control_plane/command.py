@@ -103,27 +103,18 @@ async def _serve(settings: "ServerSettings") -> None:
 
 def _listen(host: str, port: int) -> socket.socket:
     """Raises RemoteGPUError in words."""
+    from agent_core.api.http import listen  # noqa: PLC0415
     from agent_core.errors import RemoteGPUError  # noqa: PLC0415
 
     try:
-        family, kind, proto, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, proto)
-    except OSError as error:
+        return listen(host, port)
+    except socket.gaierror as error:
         raise RemoteGPUError(
-            f"server.host: {host} is no address of this machine ({error.strerror}); "
-            "use 127.0.0.1, or 0.0.0.0 for every address"
+            f"server.host: {host} is no address ({error.strerror}); "
+            "use 127.0.0.1, or 0.0.0.0 for every address of this machine"
         ) from None
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(2048)  # here: two servers can bind one port, but not both listen
     except OSError as error:
-        listener.close()
         raise RemoteGPUError(
             f"cannot listen on {host} port {port} ({error.strerror}); stop what listens there, "
             "or choose another by REMOTEGPU_SERVER__PORT"
         ) from None
-    listener.setblocking(False)
-    return listener

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import socket
 import sqlite3
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from agent_control_plane.app import create_app
 from agent_control_plane.db import Database
 from agent_control_plane.plane import Plane
 from agent_control_plane.settings import ServerSettings
-from agent_core.api.http import QuietServer
+from agent_core.api.http import QuietServer, listen
 from agent_core.testing.clock import TurnedClock
 
 AGENT_TOKEN = "agent-token-0123456789"
@@ -72,7 +71,9 @@ class Agent:
     async def renew(self, task: dict[str, Any]) -> Answer:
         return await self.tell(task, "lease/renew", extend_sec=300)
 
-    async def complete(self, task: dict[str, Any], exit_code: int | None = 0, **more: Any) -> Answer:
+    async def complete(
+        self, task: dict[str, Any], exit_code: int | None = 0, **more: Any
+    ) -> Answer:
         return await self.tell(task, "complete", exit_code=exit_code, **more)
 
 
@@ -171,7 +172,7 @@ async def open_house(path: Path, **settings: Any) -> AsyncIterator[House]:
 @contextlib.asynccontextmanager
 async def serving(app: Any) -> AsyncIterator[str]:
     """The app on a socket, until the block ends."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listen("127.0.0.1", 0)
     server = QuietServer(app, grace=5)
     running = asyncio.create_task(server.serve(sockets=[listener]))
     try:
