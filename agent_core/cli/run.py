@@ -57,7 +57,8 @@ def run(args: Sequence[str]) -> int:
     as_json = "--json" in _own(args)
     try:
         code = _invoke(list(args), as_json)
-        sys.stdout.flush()
+        if code == Exit.OK:  # else it failed already, and its own code says how
+            sys.stdout.flush()
     except BrokenPipeError:
         return Exit.PIPE_CLOSED
     except OSError as error:  # what was written last found no room
