@@ -15,6 +15,7 @@ def _no_settings_of_this_machine() -> None:
             del os.environ[name]
     for name in ("AGENT_PORT", "AGENT_DB_PATH", "AGENT_MAX_WORKERS", "AGENT_ID", "AGENT_TOKEN"):
         os.environ.pop(name, None)
+    os.environ.pop("PYTHONUNBUFFERED", None)  # hides what a buffer that cannot be flushed does
 
 
 @pytest.fixture
