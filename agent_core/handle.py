@@ -92,8 +92,8 @@ class Handle:
             receipts.update((receipt.seq, receipt) for receipt in answers)
         if errors and len(errors) == len(sources):
             raise errors[0]
-        for error in errors:
-            self._log.warning("events wait for their source", why=reason_of(error))
+        for why in map(reason_of, errors):
+            self._log.warning("events wait for their source", why=why)
         return [receipts[event.seq] for event in events]
 
     async def settle(self, receipts: Sequence[Receipt]) -> None:

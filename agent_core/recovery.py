@@ -1,7 +1,10 @@
 """After a restart: every stored task to its true state, none of them run twice."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+import shutil
+from collections.abc import AsyncIterator, Collection
+from pathlib import Path
 
 from agent_core.bench import Bench
 from agent_core.errors import StoreError
@@ -37,6 +40,26 @@ async def reread(bench: Bench, store: Store, key: Key) -> Task | None:
         except StoreError as error:
             get("recovery").error("a task cannot be read, trying again", why=str(error))
             await bench.clock.sleep(backoff.next())
+
+
+def rooms(runs_dir: Path) -> list[str]:
+    """The names of what is in there now. Asked before any new start makes its own."""
+    try:
+        return os.listdir(runs_dir)
+    except FileNotFoundError:
+        return []
+
+
+def sweep(runs_dir: Path, names: Collection[str], kept: Collection[str]) -> None:
+    """Remove the rooms of starts that are not `kept`: an agent was killed before it did."""
+    for name in names:
+        if name.split(".", 1)[0] in kept:
+            continue
+        path = runs_dir / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 async def find_run(

@@ -67,11 +67,15 @@ class Worker:
 
     async def recover(self) -> None:
         """Take up every stored task without an end: those that had a start get a slot at once."""
+        rooms = await asyncio.to_thread(recovery.rooms, self._bench.runs_dir)
+        kept: set[str] = set()
         async for task in recovery.unfinished(self._store):
+            kept.add(task.start_id)
             if task.status is not Status.PENDING:
                 self._start(task)
             elif task.source:
                 self._held[task.key] = task
+        await asyncio.to_thread(recovery.sweep, self._bench.runs_dir, rooms, kept)
         await self._feed()
 
     async def admit(self, tasks: Sequence[Task]) -> None:

@@ -161,6 +161,35 @@ async def test_nothing_that_waits_is_judged_by_an_old_verdict(tmp_path: Path) ->
     await core.close()
 
 
+async def test_what_a_killed_agent_did_not_clear_is_cleared_and_no_living_run_s_room(
+    tmp_path: Path,
+) -> None:
+    core = await Core.open(tmp_path)
+    await core.start()
+    await core.bring(T1)
+    run = await core.executor.next_run()
+    await core.until_status(T1, "running")
+    await core.kill()
+    runs = core.bench.runs_dir
+    (runs / "gone" / "deep").mkdir(parents=True)
+    (runs / "gone.script").write_text("x")
+    (runs / "gone.progress").write_text("50")
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("x")
+    (runs / "link").symlink_to(tmp_path / "precious")
+    Path(run.launch.progress).write_text("7")
+    core = await core.again()
+    await core.start()
+    assert {each.name for each in runs.iterdir()} == {
+        run.launch.start_id,
+        f"{run.launch.start_id}.progress",
+    }
+    assert (tmp_path / "precious" / "file").exists()
+    run.end(0)
+    await core.until_status(T1, "completed")
+    await core.close()
+
+
 async def test_an_executor_that_cannot_tell_now_is_asked_until_it_can(tmp_path: Path) -> None:
     core = await Core.open(tmp_path)
     await core.start()
