@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import random
-import signal
 import sqlite3
 import statistics
 import subprocess
@@ -20,13 +19,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from tests.end_to_end.site import Process, Site, site_in, wait_for
+from tests.end_to_end.site import Site, site_in, wait_for
+from tests.load.measuring import Crew, Results, crew_of, halted, machine, wakeups
 
 # What the test site shortens is as a user has it.
 DEFAULTS = {
@@ -58,71 +55,12 @@ atexit.register(write)
 """
 
 
-@dataclass
-class Results:
-    """What was measured, by section and name."""
-
-    sections: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def add(self, section: str, **figures: Any) -> None:
-        self.sections.setdefault(section, {}).update(figures)
-
-    def show(self) -> None:
-        for section, figures in self.sections.items():
-            print(f"\n{section}")
-            for name, value in figures.items():
-                shown = f"{value:,.3g}" if isinstance(value, float) else str(value)
-                print(f"  {name.replace('_', ' '):<46} {shown:>14}")
-
-
-@dataclass(frozen=True)
-class Crew:
-    """The three processes whose cost is told."""
-
-    agent: psutil.Process
-    supervisor: psutil.Process
-    server: psutil.Process
-
-    def items(self) -> Iterator[tuple[str, psutil.Process]]:
-        yield from (("agent", self.agent), ("supervisor", self.supervisor))
-        yield "server", self.server
-
-    def cpu(self) -> dict[str, float]:
-        """Seconds that each has spent itself; its children are not among them."""
-        spent = {}
-        for name, process in self.items():
-            times = process.cpu_times()
-            spent[name] = times.user + times.system
-        return spent
-
-
-@contextlib.contextmanager
-def halted(*processes: psutil.Process) -> Iterator[None]:
-    """They stand still, so that a queue can be filled before the clock runs."""
-    for process in processes:
-        process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.send_signal(signal.SIGCONT)
-
-
 @contextlib.contextmanager
 def a_site(root: Path) -> Iterator[Site]:
     """A site of its own; what its processes have said goes to standard error."""
     root.mkdir(exist_ok=True)
     with contextlib.redirect_stdout(sys.stderr), site_in(root) as site:
         yield site
-
-
-def crew_of(site: Site, agent: Process) -> Crew:
-    """Runs a first task, so that the supervisor is there and has made itself at home."""
-    assert site.server is not None
-    site.wait(site.submit("/bin/true", exec=True))
-    (supervisor,) = site.supervisors()
-    pids = (agent.popen.pid, supervisor, site.server.popen.pid)
-    return Crew(*(psutil.Process(pid) for pid in pids))
 
 
 def read(site: Site, statement: str, *values: object) -> Any:
@@ -237,17 +175,6 @@ def idle(crew: Crew, results: Results, *, duration: float) -> None:
     results.add(f"idle, {duration:g} s", **figures)
 
 
-def wakeups(crew: Crew) -> dict[str, int]:
-    """Voluntary context switches so far, of all threads."""
-    counts = {}
-    for name, process in crew.items():
-        tasks = Path(f"/proc/{process.pid}/task").glob("*/status")
-        lines = [line for task in tasks for line in task.read_text().splitlines()]
-        found = [line.split()[1] for line in lines if line.startswith("voluntary_ctxt_switches")]
-        counts[name] = sum(map(int, found))
-    return counts
-
-
 def startup(site: Site, results: Results, *, times: int) -> None:
     """From exec to the moment at which the server has the first claim."""
     taken = []
@@ -304,16 +231,6 @@ def counted(root: Path, results: Results, *, tasks: int) -> None:
         agent_commits=commits["agent"] / tasks,
         server_commits_with_submit=commits["server"] / tasks,
     )
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "cores": os.cpu_count(),
-        "kernel": os.uname().release,
-        "python": sys.version.split()[0],
-        "load_before": round(os.getloadavg()[0], 2),
-    }
 
 
 def say(words: str) -> None:

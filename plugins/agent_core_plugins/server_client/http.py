@@ -160,7 +160,8 @@ async def _read(response: httpx.Response) -> bytes:
 
 def _retry_after(response: httpx.Response) -> float | None:
     text = response.headers.get("Retry-After", "")
-    return float(min(int(text), 3600)) if text.isascii() and text.isdigit() else None
+    usable = text.isascii() and text.isdigit() and len(text) < 10
+    return float(min(int(text), 3600)) if usable else None
 
 
 def _no_answer(status: int, raw: bytes) -> str:
