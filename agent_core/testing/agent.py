@@ -38,7 +38,7 @@ class MemoryAgent:
         self.events: list[Event] = []
         self.dead: list[tuple[Event, Receipt]] = []
         self.facts: dict[str, str] = {}
-        self.progresses: dict[Key, Progress] = {}
+        self.progresses: dict[Key, Progress | Exception] = {}  # an exception is raised
         self.machine = Inventory()
         self.cancelled: list[tuple[Key, int, str]] = []
         self.renewals: list[tuple[Key, Lease]] = []
@@ -113,7 +113,10 @@ class MemoryAgent:
             self.known[key] = replace(task, lease=lease)
 
     async def progress(self, key: Key) -> Progress | None:
-        return self.progresses.get(key)
+        progress = self.progresses.get(key)
+        if isinstance(progress, Exception):
+            raise progress
+        return progress
 
     async def outbox(
         self,

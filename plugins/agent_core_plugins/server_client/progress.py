@@ -41,7 +41,7 @@ class ProgressLoop:
         running = [each for each in agent.held(self._source) if self._worth(each)]
         self._told = {each.key: self._told[each.key] for each in running if each.key in self._told}
         for each in running:
-            progress = await agent.progress(each.key)
+            progress = await self._read(agent, each.key)
             if progress is None or self._missing or self._told.get(each.key) == progress:
                 continue
             try:
@@ -49,6 +49,13 @@ class ProgressLoop:
             except Unreachable:
                 return
             self._told[each.key] = progress
+
+    async def _read(self, agent: AgentHandle, key: Key) -> Progress | None:
+        try:
+            return await agent.progress(key)
+        except Exception:  # an executor's own trouble must not end the agent
+            self._log.exception("the progress of a task cannot be read", task=key.task_id)
+            return None
 
     def _worth(self, held: Held) -> bool:
         if held.status is not Status.RUNNING:

@@ -312,6 +312,23 @@ async def test_a_plain_server_hears_of_long_tasks_alone_and_every_30_seconds(
         assert request.json()["percent"] == 0
 
 
+async def test_progress_that_cannot_be_read_ends_nothing(opened: Any, server: Any) -> None:
+    clock = TurnedClock()
+    server.on(RENEW, answer({}))
+    server.on(PROGRESS, answer({}))
+    async with opened(clock=clock) as site:
+        key = site.agent.add(running()).key
+        site.agent.progresses[key] = OSError("the file is gone")
+        await clock.until_sleeping(LOOPS)
+        await clock.advance(2)
+        await clock.until_sleeping(LOOPS)
+        site.agent.progresses[key] = Progress(percent=3)
+        await clock.advance(2)
+        (request,) = await server.wait_for(PROGRESS)
+        assert request.json()["percent"] == 3
+        assert len(site.said("error")) == 1
+
+
 async def test_a_cancel_on_the_server_is_heard_with_the_next_progress(
     opened: Any, server: Any
 ) -> None:
