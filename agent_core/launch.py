@@ -107,12 +107,7 @@ def _first_line(path: str) -> str:
 
 
 def _is_file(command: str, cwd: str) -> bool:
-    if "\n" in command:
-        return False
-    try:
-        return os.path.isfile(os.path.join(cwd, command))
-    except (OSError, ValueError):
-        return False
+    return "\n" not in command and os.path.isfile(os.path.join(cwd, command))
 
 
 def _refuse_unusable(task: Task) -> None:
