@@ -141,9 +141,13 @@ async def test_a_file_that_another_program_holds_fails_the_batch_once_and_then_h
     other = sqlite3.connect(tmp_path / "agent.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     tasks = [make_task() for _ in range(50)]
+    begun: list[str] = []
+    store._opened.writing.set_trace_callback(begun.append)
     asked = asyncio.gather(*(store.add([task], {}) for task in tasks), return_exceptions=True)
-    results = await asked  # 50 times the busy timeout would be 10 s
+    results = await asked
     assert all("held by another program" in str(error) for error in results)
+    assert begun.count("BEGIN IMMEDIATE") <= 2  # each of them waits for the whole busy timeout
+    store._opened.writing.set_trace_callback(None)
     other.execute("ROLLBACK")
     other.close()
     assert await store.add(tasks, {}) == tasks

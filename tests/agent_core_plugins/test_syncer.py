@@ -503,8 +503,46 @@ async def test_whatever_happens_each_event_arrives_in_order_and_is_taken_once(ho
         assert len(first) == len(sent[key])
 
 
+class Highest(random.Random):
+    """The longest pause that could be drawn."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return b
+
+
 def source() -> Source:
-    return Source(name="server", rng=random.Random(7))
+    return Source(name="server", rng=Highest())
+
+
+def events_of(*names: str) -> list[Event]:
+    return [make_event(make_task(id=name, attempt_id=""), EventKind.STATE) for name in names]
+
+
+def test_a_task_under_suspicion_goes_by_itself_until_it_had_an_answer():
+    server = source()
+    a, b = Key("a", ""), Key("b", "")
+    server.failed([a, b], "refused", 0.0, None)
+    server.answered(1.0)
+    sent = events_of("c", "a", "d", "b", "c")
+    assert server.batch(sent) == [sent[0], sent[2], sent[4]]
+    sent = events_of("a", "b", "c", "a")
+    assert server.batch(sent) == [sent[0], sent[3]]
+    server.put_off(a, 2.0, None)  # an answer, although not the wanted one
+    assert server.batch(sent) == [sent[0], sent[2], sent[3]]
+
+
+def test_a_proven_culprit_is_not_let_go_when_an_outage_ends():
+    server = source()
+    culprit, other = Key("culprit", ""), Key("other", "")
+    server.failed([culprit, other], "refused", 0.0, None)
+    server.answered(1.0)
+    assert server.failed([culprit], "a bug", 1.0, None) is False
+    due = server.late[culprit].due
+    assert due > 1.0
+    server.failed([other, Key("third", "")], "refused", 1.5, None)
+    server.answered(1.5)
+    assert server.late[culprit].due == due
+    assert server.late[other].due == 1.5
 
 
 def test_a_source_remembers_a_bounded_number_of_tasks():
@@ -530,7 +568,7 @@ def test_one_answer_in_flight_ends_an_outage_that_another_lane_saw():
     assert server.ready(20.0)
     assert not server.answered(20.0)  # that is said once
     server.failed([one, two], "refused", 20.0, None)
-    assert server.paused_until <= 21.0
+    assert server.paused_until == 21.0
 
 
 def test_tasks_under_suspicion_that_all_fail_are_not_the_culprits():
@@ -552,7 +590,8 @@ def test_lanes_that_fail_together_count_as_one_outage():
     server = source()
     for number in range(LANES):
         server.failed([Key(f"{number}", ""), Key("x", "")], "refused", 0.0, None)
-    assert server.paused_until <= 1.0
+    assert server.paused_until == 1.0
+    assert server.failures == LANES
 
 
 class StoredAgent(MemoryAgent):
