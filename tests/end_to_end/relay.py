@@ -14,7 +14,8 @@ class Relay:
 
     def __init__(self, server_port: int) -> None:
         self.calls: list[str] = []
-        self.watch: Callable[[str, str], None] | None = None  # "asked" or "answered", and the call
+        # Told "asked" or "answered" and the call, before it is passed on; False: it is lost.
+        self.watch: Callable[[str, str], bool | None] | None = None
         self.port = 0
         self._server_port = server_port
         self._cut = False
@@ -95,7 +96,7 @@ class Relay:
             if found := REQUEST.match(data):
                 call = found[1].decode()
                 asked.append(call)
-                self._tell("asked", call)
+                self._tell("asked", call)  # what is lost here has not reached the server
                 self.calls.append(call)
             there.write(data)
             await there.drain()
@@ -112,5 +113,5 @@ class Relay:
         raise ConnectionResetError("the server hung up")
 
     def _tell(self, when: str, call: str) -> None:
-        if self.watch is not None:
-            self.watch(when, call)
+        if self.watch is not None and self.watch(when, call) is False:
+            raise ConnectionResetError("this call is to be lost")

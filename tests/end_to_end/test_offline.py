@@ -71,3 +71,32 @@ def test_scenario_4_the_server_is_back_and_every_result_arrives_in_order_and_onc
     assert [mark.run_no for mark in site.marks("begin")] == [1, 1, 1]
     assert [len(task["runs"]) for task in ended] == [1, 1, 1]
     assert site.file().dead_letters() == []
+
+
+def test_scenario_4_nothing_is_told_before_the_agent_is_registered_again(site: Site) -> None:
+    site.start_server()
+    relay = site.relay()
+    agent = site.start_agent(server_client__url=relay.url)
+    gate = site.gate()
+    task_id = site.submit_marked(f"{gate.wait}; kill -9 $$")
+    site.wait(task_id, "running")
+    agent.kill()
+    gate.open()
+    lost: list[str] = []
+
+    def lose_the_first_registrations(when: str, call: str) -> bool | None:
+        if (when, call) != ("asked", "register") or len(lost) == 2:
+            return None
+        lost.append(call)
+        return False
+
+    relay.watch = lose_the_first_registrations
+    relay.calls.clear()
+    site.start_agent(server_client__url=relay.url)
+    task = site.wait(task_id)
+
+    # Told to a server that is not known yet, the end would be a plain exit code.
+    assert (task["status"], task["reason"], task["signal"]) == ("failed", "signal", "SIGKILL")
+    assert len(lost) == 2
+    told = [call for call in relay.calls if call == "register" or call.endswith("/complete")]
+    assert told[0] == "register"
