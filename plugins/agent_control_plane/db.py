@@ -54,9 +54,10 @@ class Database:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = FileLock(path)
+        self._look_at(path)
         self._reading = _engine(path, "BEGIN", "PRAGMA query_only = ON")
         self._writing = _engine(path, "BEGIN IMMEDIATE")
-        self._connection = self._open(path)
+        self._connection = self._begin()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="db-read")
         self._writer = threading.Thread(target=self._serve, name="db-write", daemon=True)
@@ -77,9 +78,16 @@ class Database:
         except OSError as error:
             raise sqlite_file.unusable(path, error) from None
 
-    def _open(self, path: Path) -> Connection:
+    def _look_at(self, path: Path) -> None:
         try:
-            sqlite_file.prepare(self._writing, path)
+            sqlite_file.inspect(path)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _begin(self) -> Connection:
+        try:
+            sqlite_file.prepare(self._writing)
             return self._writing.connect()
         except BaseException:
             self._dispose()

@@ -1,5 +1,6 @@
 """The SQLite file of a server: found or made, locked, checked and of the right version."""
 
+import contextlib
 import fcntl
 import os
 import sqlite3
@@ -62,34 +63,40 @@ def make_private(path: Path) -> None:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
 
 
-def prepare(engine: Engine, path: Path) -> None:
-    """Make the tables in a new file; refuse one that is not ours, newer, corrupt or locked.
+def inspect(path: Path) -> None:
+    """Refuse a file that is not ours, newer or damaged, and leave it exactly as it is.
 
-    The one place that knows which version a file has. Raises StoreUnusable.
+    Raises StoreUnusable, or sqlite3.Error.
     """
-    if path.stat().st_size < CHECKED_WHOLE:
-        with engine.connect() as connection:
-            found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
-        if found != "ok":
-            raise _corrupt(path, str(found))
-    with engine.begin() as connection:
-        version = int(connection.exec_driver_sql("PRAGMA user_version").scalar() or 0)
-        tables = connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar()
+    with contextlib.closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT)) as connection:
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if version > VERSION:
             raise StoreUnusable(
                 f"{path} was written by a newer version of remotegpu (tables {version}, this "
                 f"program knows {VERSION}); start that version, or restore an older backup"
             )
+        if path.stat().st_size < CHECKED_WHOLE:
+            found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if found != "ok":
+                raise _damaged(path, found)
         if version == 0 and tables:
             raise StoreUnusable(
                 f"{path} is a database of another program; name another file in server.database"
             )
+
+
+def prepare(engine: Engine) -> None:
+    """Make the tables in a new file. The one place that knows which version a file has."""
+    with engine.begin() as connection:
+        version = connection.exec_driver_sql("PRAGMA user_version").scalar()
         if version == 0:
             metadata.create_all(connection)
             connection.exec_driver_sql(f"PRAGMA user_version = {VERSION}")
 
 
-def _corrupt(path: Path, words: str) -> StoreUnusable:
+def _damaged(path: Path, words: str) -> StoreUnusable:
+    words = " ".join(words.split())
     return StoreUnusable(
         f"{path} is damaged ({words}); restore a backup, or move the file away to begin anew"
     )
@@ -100,7 +107,7 @@ def unusable(path: Path, error: BaseException) -> StoreUnusable:
     code = getattr(error, "sqlite_errorcode", None)
     code = None if code is None else code & 0xFF
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return _corrupt(path, str(error))
+        return _damaged(path, str(error))
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return StoreUnusable(f"{path} is locked by another program; end that one and start again")
     if code == sqlite3.SQLITE_FULL:
