@@ -72,6 +72,7 @@ class Troubled:
         self.entered: dict[str, asyncio.Event] = {}
         self.skip: dict[str, int] = {}  # calls that pass before one is held
         self.calls: list[str] = []
+        self.given: list[tuple[Any, ...]] = []  # the arguments of those calls
 
     def fail(self, method: str, *errors: BaseException | None) -> None:
         self.errors.setdefault(method, deque()).extend(errors)
@@ -91,6 +92,7 @@ class Troubled:
 
         async def call(*args: Any, **named: Any) -> Any:
             self.calls.append(name)
+            self.given.append(args)
             waiting = self.errors.get(name)
             if waiting and (error := waiting.popleft()) is not None:
                 raise error

@@ -146,3 +146,10 @@ async def test_a_local_task_moves_without_an_event(core: Core) -> None:
     await core.bench.moves.make(local, Move.COMPLETE, outcome=EXITED)
     assert (await core.get(local)).status is Status.COMPLETED
     assert (await core.events(), core.stored) == ([], 0)
+
+
+async def test_a_move_names_only_the_fields_that_it_changes(core: Core) -> None:
+    before = await stands(core, Status.PENDING)
+    await core.bench.moves.make(before, Move.ASSIGN, start_id="s2")
+    [changes] = [given[1] for given in core.store.given if len(given) > 2]
+    assert changes == {"start_id": "s2", "status": Status.ASSIGNED}

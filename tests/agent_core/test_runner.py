@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from collections.abc import Awaitable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,24 @@ import pytest
 
 from agent_core import launch as launching
 from agent_core.api.wire import Code
+from agent_core.child import ChildExecution
 from agent_core.clock import Instant
 from agent_core.endings import Stop
 from agent_core.errors import Conflict, NeverRan, StoreError, StoreFull
+from agent_core.hookspecs import hookimpl
 from agent_core.lifecycle import Status
 from agent_core.models import (
+    Launch,
     Lease,
     Lost,
+    NeverStarted,
     Outcome,
     Progress,
     Reason,
     Task,
     Verdict,
 )
+from agent_core.protocols import Execution
 from agent_core.runner import STARTS, Runner
 from agent_core.testing.clock import TurnedClock
 from agent_core.testing.executors import HandRun
@@ -788,3 +794,86 @@ async def test_a_run_without_progress_and_output_invents_none(core: Core) -> Non
     assert await runner.progress() == Progress()
     run.end()
     await within(job)
+
+
+# --- with real processes
+
+
+class Shell:
+    """A third party's executor in its shortest form: a child of the agent."""
+
+    @hookimpl
+    def execute(self, launch: Launch) -> Awaitable[Execution]:
+        return ChildExecution.start(launch, env={**launch.env, "PATH": "/usr/bin:/bin"})
+
+    @hookimpl
+    async def reattach(self, launch: Launch, running: bool) -> NeverStarted | Lost:
+        return ChildExecution.recall(launch, running=running)
+
+
+async def shell(directory: Path, given: Task) -> tuple[Core, Runner, "asyncio.Task[None]"]:
+    core = await Core.open(directory, shell=Shell())
+    runner, job = await begin(core, given)
+    return core, runner, job
+
+
+async def test_a_process_runs_in_its_own_directory_and_its_end_is_kept(tmp_path: Path) -> None:
+    script = 'pwd; echo "$REMOTEGPU_RUN_NO" >&2; touch left; exit 5'
+    core, _, job = await shell(tmp_path, task(command=script, max_retries=1, retry_delay=9.0))
+    await within(job)
+    [run] = await core.store.runs(task().key)
+    waits = await core.get(task())
+    assert (waits.status, waits.run_no, waits.executor) == (Status.PENDING, 1, "shell")
+    assert run.outcome.exit_code == 5
+    assert run.outcome.stdout.decode().strip() == str(core.bench.runs_dir / waits.start_id)
+    assert run.outcome.stderr == b"1\n"
+    assert list(core.bench.runs_dir.iterdir()) == []
+    await core.close()
+
+
+async def test_a_process_says_how_far_it_is_and_is_ended_with_its_children(tmp_path: Path) -> None:
+    script = 'sleep 1000 & echo "42 waiting" > "$REMOTEGPU_PROGRESS"; wait'
+    core, runner, job = await shell(tmp_path, task(command=script))
+    await core.until_status(task(), "running")
+    progress = Path(core.bench.runs_dir, f"{runner.task.start_id}.progress")
+    await until(lambda: progress.exists() and progress.stat().st_size > 0)
+    assert await runner.progress() == Progress(percent=42, message="waiting")
+    runner.stop(CANCEL)
+    await within(job)
+    cancelled = await core.get(task())
+    assert cancelled.status is Status.CANCELLED
+    assert cancelled.outcome
+    assert (cancelled.outcome.exit_code, cancelled.outcome.signal) == (143, "SIGTERM")
+    await core.close()
+
+
+async def test_a_script_is_run_by_its_own_first_line(tmp_path: Path) -> None:
+    core, _, job = await shell(tmp_path, task(command="#!/bin/sh -e\necho $-\n", type="script"))
+    await within(job)
+    done = await core.get(task())
+    assert done.outcome
+    assert "e" in done.outcome.stdout.decode()
+    assert list(core.bench.runs_dir.iterdir()) == []
+    await core.close()
+
+
+async def test_a_program_that_is_missing_never_ran(tmp_path: Path) -> None:
+    core, _, job = await shell(tmp_path, task(command="/no/such/program", exec=True))
+    await within(job)
+    failed = await core.get(task())
+    assert (failed.status, failed.run_no) == (Status.FAILED, 0)
+    assert failed.outcome
+    assert failed.outcome.reason is Reason.NEVER_RAN
+    assert "/no/such/program" in failed.outcome.error
+    await core.close()
+
+
+async def test_processes_of_an_agent_that_leaves_end_with_it(tmp_path: Path) -> None:
+    core, runner, job = await shell(tmp_path, task(command="exec sleep 1000"))
+    await core.until_status(task(), "running")
+    runner.leave()
+    await within(job)
+    failed = await core.get(task())
+    assert failed.outcome
+    assert (failed.outcome.reason, failed.outcome.signal) == (Reason.LOST, "SIGTERM")
+    await core.close()
