@@ -347,6 +347,34 @@ async def test_a_supervisor_that_does_not_answer_is_no_reason_to_call_anything_l
     assert (await end(found)).exit_code == 9
 
 
+async def test_a_start_that_was_sent_and_not_answered_is_not_called_unbegun(
+    make: Make, tmp_path: Path, runtime: Path
+) -> None:
+    executor = make()
+    await end(await begin(executor, make_launch(tmp_path, "/bin/true")))
+    launch = make_launch(tmp_path, "/bin/sh", "-c", "exit 6")
+    (supervisor,) = supervisors(runtime)
+    os.kill(supervisor, signal.SIGSTOP)
+    try:
+        start = executor.execute(launch)
+        assert start is not None
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(start, 0.1)
+        with pytest.raises(ConnectionError):
+            await executor.reattach(launch, False)
+    finally:
+        os.kill(supervisor, signal.SIGCONT)
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                found = await executor.reattach(launch, False)
+                break
+            except ConnectionError:
+                await asyncio.sleep(0.01)
+    assert isinstance(found, Execution)
+    assert (await end(found)).exit_code == 6
+
+
 async def test_two_agents_in_one_runtime_directory_do_not_meet(
     make: Make, tmp_path: Path, runtime: Path
 ) -> None:
