@@ -11,11 +11,12 @@ from agent_core.clock import Clock, Instant
 from agent_core.endings import Stop
 from agent_core.errors import PluginError
 from agent_core.log import get
-from agent_core.models import Outcome
+from agent_core.models import Outcome, Reason
 from agent_core.protocols import Execution
 
 LONGEST_WAIT = 60.0  # seconds; then the timeout is looked at again, for machines that slept
 KILL_AGAIN = 5.0  # seconds between two KILLs to a tree that does not end
+TICK = 0.05  # seconds that two clocks of one run's beginning may differ by
 LET_GO = 5.0  # seconds for an executor's wait to end once it was cancelled
 
 
@@ -45,7 +46,7 @@ async def outcome_of(watch: Watch) -> Outcome | None:
             stop = endings.agent_left()
         # Its own end was seen before a signal was sent: that counts.
         if stop is None or waiter.done() or not await _end(watch.execution, waiter, stop):
-            return await waiter
+            return _late(await waiter, watch.timeout)
         return endings.stopped(await waiter, stop)
     finally:
         if not waiter.done():
@@ -53,6 +54,17 @@ async def outcome_of(watch: Watch) -> Outcome | None:
             await asyncio.wait({waiter}, timeout=LET_GO)
         if waiter.done() and not waiter.cancelled():
             waiter.exception()  # seen, where a signal's error was raised before it
+
+
+def _late(outcome: Outcome, timeout: float) -> Outcome:
+    """An agent that was killed after its TERM left no word of it.
+
+    A run that a signal ended when its time was over was ended for that.
+    """
+    ran_for = (outcome.usage and outcome.usage.wall_s) or 0.0
+    if outcome.reason is not Reason.SIGNAL or ran_for + TICK < timeout:
+        return outcome
+    return endings.stopped(outcome, endings.timed_out(timeout))
 
 
 async def _wait(execution: Execution) -> Outcome:

@@ -63,3 +63,28 @@ def test_scenario_16_a_timeout_goes_on_counting_while_the_agent_is_down(site: Si
     assert (task["status"], task["reason"]) == ("failed", "timeout")
     assert len(site.marks("begin", task_id)) == 1
     assert processes_of(task_id) == []
+
+
+def test_scenario_16_a_run_that_the_timeout_ended_is_a_timeout_also_if_the_agent_died_meanwhile(
+    site: Site,
+) -> None:
+    site.start_server()
+    agent = site.start_agent(subprocess_executor__grace=600)
+    gate = site.gate()
+    mark = f"$REMOTEGPU_TASK_ID $REMOTEGPU_RUN_NO >> {site.marks_file}"
+    task_id = site.submit(
+        f"trap 'echo term {mark}; {gate.wait}; trap - TERM; echo over {mark}; kill $$' TERM\n"
+        "while :; do sleep 0.1; done",
+        timeout=1,
+    )
+    wait_for(lambda: site.marks("term", task_id), "its time is over, and it hears so")
+
+    agent.kill()
+    gate.open()
+    wait_for(lambda: site.marks("over", task_id), "it ends by the signal")
+    wait_for(lambda: processes_of(task_id) == [], "nothing of it is left")
+    site.start_agent(subprocess_executor__grace=600)
+    task = site.wait(task_id)
+
+    assert (task["status"], task["reason"], task["error_code"]) == ("failed", "timeout", 30011)
+    assert site.cli("wait", task_id).returncode == 124
