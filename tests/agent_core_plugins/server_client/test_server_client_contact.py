@@ -342,6 +342,11 @@ async def test_a_cancel_on_the_server_is_heard_with_the_next_progress(
         await clock.advance(2)
         await server.wait_for(PROGRESS)
         await site.agent.until(lambda: site.agent.cancelled)
+        site.agent.progresses[key] = Progress(percent=2)  # it still has its grace
+        await clock.until_sleeping(LOOPS)
+        await clock.advance(2)
+        await server.wait_for(PROGRESS, 2)
+        await clock.until_sleeping(LOOPS)
         assert site.agent.cancelled == [(key, 30002, "cancelled on the server")]
 
 

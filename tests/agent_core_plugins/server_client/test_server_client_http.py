@@ -148,6 +148,7 @@ async def test_a_call_carries_both_forms_of_the_token_and_the_protocol() -> None
     assert headers["x-agent-token"] == "t0ken"
     assert headers["authorization"] == "Bearer t0ken"
     assert headers["x-agent-protocol"] == "1"
+    assert headers["accept-encoding"] == "identity"  # nothing small unpacks to gigabytes
     assert server.requests[0].method == "POST"
     assert server.requests[0].json() == {"name": "Zürich"}
 
