@@ -17,6 +17,7 @@ from agent_core import Code, Execution, Instant, Launch, Lost, NeverStarted, Rea
 from agent_core.clock import SystemClock
 from agent_core.testing.executor import appears, begin, end, make_launch
 from agent_core_plugins.subprocess_executor import SubprocessExecutor
+from agent_core_plugins.subprocess_executor.orphan import Orphan
 from agent_core_plugins.subprocess_executor.supervisor import journal, tree
 from tests.agent_core_plugins.subprocess_executor.conftest import end_process, lives, supervisors
 
@@ -414,3 +415,17 @@ def test_a_process_is_not_taken_for_another_that_had_its_number() -> None:
     assert tree.send(me, 0)
     assert not tree.send(me._replace(ticks=me.ticks - 1), 0)
     assert SystemClock().boot_id
+
+
+def test_a_session_whose_number_is_somebody_elses_by_now_is_gone() -> None:
+    process = subprocess.Popen(["/bin/sleep", "1000"], start_new_session=True)
+    try:
+        now = tree.process(process.pid)
+        assert now is not None
+        assert Orphan("a", {"pid": process.pid, "ticks": now.ticks}, SystemClock()).left()
+        stranger = Orphan("a", {"pid": process.pid, "ticks": now.ticks - 1}, SystemClock())
+        assert not stranger.left()
+        assert not stranger.signal(signal.SIGTERM)
+    finally:
+        process.kill()
+        process.wait()
