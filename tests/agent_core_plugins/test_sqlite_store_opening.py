@@ -283,6 +283,9 @@ def test_errors_of_the_disk_are_told_apart_from_a_full_one(tmp_path):
     failing = sqlite3.OperationalError("disk I/O error")
     failing.sqlite_errorname = "SQLITE_IOERR_WRITE"
     assert type(translated(failing, path)) is StoreError
+    # A full disk may show as a failed write. A file system without any free block is at hand.
+    assert type(translated(failing, "/proc/agent.db")) is StoreFull
+    assert type(translated(failing, str(tmp_path / "gone" / "agent.db"))) is StoreError
     corrupt = sqlite3.DatabaseError("malformed")
     corrupt.sqlite_errorname = "SQLITE_CORRUPT"
     assert ".recover" in str(translated(corrupt, path))
