@@ -31,25 +31,21 @@ def server(file: Path | None, as_json: bool) -> None:
     """
     from agent_control_plane.settings import ServerSettings  # noqa: PLC0415  # only when it runs
     from agent_core import log  # noqa: PLC0415
-    from agent_core.errors import RemoteGPUError  # noqa: PLC0415
     from agent_core.sections import LogSection  # noqa: PLC0415
     from agent_core.settings import load  # noqa: PLC0415
 
     environ = dict(os.environ)
     if as_json:
         environ["REMOTEGPU_LOG__FORMAT"] = "json"
-    try:
-        loaded = load(file, environ)
-        settings = loaded.section("server", ServerSettings)
-        log.configure(
-            loaded.section("log", LogSection), secrets=(settings.agent_token, settings.user_token)
-        )
-        for warning in loaded.warnings:
-            log.get("settings").warning(warning)
-        _check_tokens(settings)
-        asyncio.run(_serve(settings))
-    except RemoteGPUError as error:
-        raise click.ClickException(str(error)) from None
+    loaded = load(file, environ)
+    settings = loaded.section("server", ServerSettings)
+    log.configure(
+        loaded.section("log", LogSection), secrets=(settings.agent_token, settings.user_token)
+    )
+    for warning in loaded.warnings:
+        log.get("settings").warning(warning)
+    _check_tokens(settings)
+    asyncio.run(_serve(settings))
 
 
 def _check_tokens(settings: "ServerSettings") -> None:

@@ -107,8 +107,11 @@ class Database:
         loop = asyncio.get_running_loop()
         job = _Job(work, loop, loop.create_future())
         self._jobs.put(job)
-        # A client that hangs up does not undo what is written meanwhile.
-        value: T = await asyncio.shield(job.done)
+        try:
+            value: T = await asyncio.shield(job.done)  # what was asked is done in any case
+        except asyncio.CancelledError:
+            job.done.add_done_callback(_heard)
+            raise
         return value
 
     async def close(self) -> None:
@@ -195,6 +198,12 @@ def _settle(done: Sequence[_Done]) -> None:
             job.done.set_result(value)
         else:
             job.done.set_exception(error)
+
+
+def _heard(done: asyncio.Future[Any]) -> None:
+    """Nobody waits any more; without this asyncio would complain of an error not looked at."""
+    if not done.cancelled():
+        done.exception()
 
 
 def _in_words(error: Exception) -> Exception:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    FromClause,
     Row,
     Select,
     Table,
@@ -41,11 +42,18 @@ _BY_ATTEMPT = (
 )
 
 
-def columns_with(*more: ColumnElement[Any]) -> Select[Any]:
+OWN_ATTEMPT: Final = tasks.outerjoin(attempts, attempts.c.id == tasks.c.attempt_id)
+# From the few attempts that an agent holds to their tasks, not from all tasks that are held.
+OWN_TASK: Final = attempts.join(
+    tasks, (tasks.c.id == attempts.c.task_id) & (tasks.c.attempt_id == attempts.c.id)
+)
+
+
+def columns_with(*more: ColumnElement[Any], source: FromClause = OWN_ATTEMPT) -> Select[Any]:
     """Each task with its own attempt, for read_task and read_attempt, and `more` in between."""
     return (
         select(*TASK_COLUMNS, *more, *_ATTEMPT_COLUMNS)
-        .select_from(tasks.outerjoin(attempts, attempts.c.id == tasks.c.attempt_id))
+        .select_from(source)
         .with_for_update(of=tasks)
     )
 

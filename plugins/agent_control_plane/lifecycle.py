@@ -46,7 +46,7 @@ def apply(task: Task, attempt: Attempt | None, event: Event, now: float, terms: 
     elif attempt is not None:
         times = {key: value for key, value in effect.attempt.items() if key in _TIMES}
         attempt = replace(attempt, **times)
-    derived = _derive(after, attempt, now)
+    derived = _derive(after, attempt)
     changed = {key: value for key, value in derived.items() if getattr(task, key) != value}
     return replace(effect, task={**effect.task, **changed})
 
@@ -65,9 +65,9 @@ def granted(task: Task, event: Grant, now: float, terms: Terms) -> Attempt:
     )
 
 
-def _derive(task: Task, attempt: Attempt | None, now: float) -> dict[str, Any]:
+def _derive(task: Task, attempt: Attempt | None) -> dict[str, Any]:
     """The claim's and the sweep's conditions, written nowhere else."""
-    if task.status is State.PENDING and (task.due_at is None or task.due_at <= now):
+    if task.status is State.PENDING and task.due_at is None:
         return {"ready_for": task.machine_id, "wake_at": None}
     if task.status is State.PENDING:
         return {"ready_for": None, "wake_at": task.due_at}

@@ -8,11 +8,19 @@ from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert,
 
 from agent_control_plane import agents
 from agent_control_plane.events import Grant, Renew
-from agent_control_plane.ledger import Change, columns_with, plain, read_attempt, read_task, save
+from agent_control_plane.ledger import (
+    OWN_TASK,
+    Change,
+    columns_with,
+    plain,
+    read_attempt,
+    read_task,
+    save,
+)
 from agent_control_plane.ledger import sweep as give_time_its_due
 from agent_control_plane.lifecycle import apply, granted
 from agent_control_plane.older import older_task
-from agent_control_plane.states import HELD, Attempt, Task, Terms
+from agent_control_plane.states import Attempt, Task, Terms
 from agent_control_plane.tables import attempts, tasks
 from agent_control_plane.views import DESCRIPTION, granted_task
 from agent_core.api.wire import Code, Json
@@ -20,7 +28,6 @@ from agent_core.api.wire import Code, Json
 MOST: Final = 100  # tasks in one answer
 UNBEGUN_KEPT: Final = 86400.0  # seconds that an attempt which never began is remembered
 
-_HELD: Final = sorted(state.value for state in HELD)
 _SENT: Final = (*DESCRIPTION, "parent_id", "created_at", "assigned_at", "assigned_agent_id")
 _WIRE: Final = [tasks.c[name] for name in _SENT if name not in Task.__slots__]
 
@@ -44,21 +51,18 @@ _URGENCY = (tasks.c.priority, tasks.c.created_at, tasks.c.seq)
 _CANDIDATES = (
     columns_with(*_WIRE).where(tasks.c.seq.in_(_NEXT.limit(bindparam("most")))).order_by(*_URGENCY)
 )
+# An attempt that is not ended and whose task nobody else may claim: it is held.
+_IS_HELD = (
+    (attempts.c.agent_id == bindparam("agent"))
+    & attempts.c.ended_at.is_(None)
+    & tasks.c.ready_for.is_(None)
+)
 _SAME_CLAIM = (
-    columns_with(*_WIRE)
-    .where(attempts.c.agent_id == bindparam("agent"))
-    .where(attempts.c.request_id == bindparam("request"))
-    .where(attempts.c.ended_at.is_(None))
-    .where(tasks.c.status.in_(_HELD))
+    columns_with(*_WIRE, source=OWN_TASK)
+    .where(_IS_HELD & (attempts.c.request_id == bindparam("request")))
     .order_by(*_URGENCY)
 )
-_COUNT_HELD = (
-    select(func.count())
-    .select_from(attempts.join(tasks, tasks.c.attempt_id == attempts.c.id))
-    .where(attempts.c.agent_id == bindparam("agent"))
-    .where(attempts.c.ended_at.is_(None))
-    .where(tasks.c.status.in_(_HELD))
-)
+_COUNT_HELD = select(func.count()).select_from(OWN_TASK).where(_IS_HELD)
 
 
 class Asked(NamedTuple):

@@ -12,6 +12,14 @@ DESCRIPTION: Final = (
     *("max_retries", "retry_delay", "machine_id", "group_id", "disconnect_grace"),
     "on_lost_contact",
 )
+_NOWHERE: Final = {
+    "assigned_at": None,
+    "assigned_agent_id": "",
+    "attempt_id": None,
+    "started_at": None,
+    "progress": None,
+    "progress_message": "",
+}
 Columns = Mapping[str, Any]
 
 
@@ -67,7 +75,9 @@ def summary(row: Columns, grace: float, now: float) -> dict[str, Json]:
         "progress_message": row["progress_message"],
         **_result(row),
     }
-    if row["status"] != State.PENDING and row["assigned_machine_id"]:
+    if row["status"] == State.PENDING:  # whoever had it before is no matter any more
+        return {**task, **_NOWHERE}
+    if row["assigned_machine_id"]:
         task["machine_id"] = row["assigned_machine_id"]
     return task
 

@@ -36,8 +36,8 @@ def environment(tmp_path: Path, **more: str) -> dict[str, str]:
     }
 
 
-def refused(tmp_path: Path, **more: str) -> str:
-    """What a server that must not start writes; one message, no traceback, exit code 1."""
+def refused(tmp_path: Path, *, code: int = 1, **more: str) -> str:
+    """What a server that must not start writes; one message, no traceback, that exit code."""
     env = {name: value for name, value in environment(tmp_path, **more).items() if value}
     done = subprocess.run(
         [REMOTEGPU, "server"],
@@ -48,7 +48,7 @@ def refused(tmp_path: Path, **more: str) -> str:
         timeout=PATIENCE,
         check=False,
     )
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     return done.stderr
@@ -77,13 +77,13 @@ def running(tmp_path: Path, **more: str) -> Iterator[tuple[subprocess.Popen[str]
 
 @pytest.mark.parametrize("name", sorted(TOKENS))
 def test_without_a_token_it_tells_how_to_set_one(tmp_path: Path, name: str) -> None:
-    words = refused(tmp_path, **{name: ""})
+    words = refused(tmp_path, code=2, **{name: ""})
     assert name in words
     assert "openssl rand" in words
 
 
 def test_one_token_for_agents_and_users_is_refused(tmp_path: Path) -> None:
-    words = refused(tmp_path, REMOTEGPU_SERVER__AGENT_TOKEN="user-0123456789")
+    words = refused(tmp_path, code=2, REMOTEGPU_SERVER__AGENT_TOKEN="user-0123456789")
     assert "are the same" in words
     assert "0123456789" not in words
 
@@ -188,7 +188,7 @@ def test_a_setting_that_cannot_be(tmp_path: Path, text: str, words: str) -> None
     env = dict.fromkeys((*TOKENS, "REMOTEGPU_SERVER__PORT", "REMOTEGPU_SERVER__DATABASE"), "")
     if "database" in text or "[sever]" in text:
         env = {"REMOTEGPU_SERVER__DATABASE": ""}
-    message = refused(tmp_path, **env)
+    message = refused(tmp_path, code=2, **env)
     assert words in message
     assert "settings.toml" in message or "server.database" in message
 

@@ -147,6 +147,23 @@ async def test_more_writes_than_can_wait_are_refused(
     assert kept(database) == {answer for answer in answers if isinstance(answer, int)}
 
 
+async def test_a_lock_of_another_program_is_waited_for_and_then_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db_module, "BUSY_TIMEOUT", 0.2)
+    database = Database.open(f"sqlite:///{tmp_path}/server.db")
+    await database.write(lambda c: c.execute(text("CREATE TABLE kept (id INTEGER, data BLOB)")))
+    with contextlib.closing(sqlite3.connect(database.path)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(Problem, match="locked by another program") as caught:
+            await database.write(insert(1))
+        assert caught.value.status == 503
+        other.execute("ROLLBACK")
+    assert await database.write(insert(2)) == 2
+    assert kept(database) == {2}
+    await database.close()
+
+
 async def test_a_reader_cannot_write(database: Database) -> None:
     with pytest.raises(Problem) as caught:
         await database.read(insert(1))

@@ -238,7 +238,9 @@ async def test_a_result_that_comes_late_but_before_a_new_grant_is_taken(house: H
     task = await agent.one()
     await agent.start(task)
     await house.pass_time(LEASE + GRACE + 1)
-    assert (await house.user.get(task))["status"] == "pending"
+    shown = await house.user.get(task)
+    assert (shown["status"], shown["started_at"], shown["machine_id"]) == ("pending", None, "")
+    assert len(shown["runs"]) == 1
     assert (await agent.complete(task, 0, stdout="late"))[1]["status"] == "completed"
     assert (await house.user.get(task))["stdout"] == "late"
     assert await house.agent("2").claim() == []
