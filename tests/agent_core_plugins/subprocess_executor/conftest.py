@@ -60,7 +60,10 @@ def runtime() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="rg-", dir=shm))
     yield path
     for pid in supervisors(path):
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         end_process(pid)
+        for child in children:
+            end_process(int(child))
     shutil.rmtree(path, ignore_errors=True)
 
 

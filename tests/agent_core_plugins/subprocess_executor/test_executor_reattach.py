@@ -422,8 +422,12 @@ def test_a_session_whose_number_is_somebody_elses_by_now_is_gone() -> None:
     try:
         now = tree.process(process.pid)
         assert now is not None
-        assert Orphan("a", {"pid": process.pid, "ticks": now.ticks}, SystemClock()).left()
-        stranger = Orphan("a", {"pid": process.pid, "ticks": now.ticks - 1}, SystemClock())
+        assert Orphan(
+            "a-start-of-its-own", {"pid": process.pid, "ticks": now.ticks}, SystemClock()
+        ).left()
+        stranger = Orphan(
+            "a-start-of-its-own", {"pid": process.pid, "ticks": now.ticks - 1}, SystemClock()
+        )
         assert not stranger.left()
         assert not stranger.signal(signal.SIGTERM)
     finally:
