@@ -5,11 +5,15 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import IntEnum
+from typing import Final
 
 import click
 
 from agent_core.api.wire import Code, Json
 from agent_core.errors import Refused, RemoteGPUError, SettingsError, Unreachable
+
+
+DEBUG: Final = "REMOTEGPU_DEBUG"  # in the environment: show where an error came from
 
 
 class Exit(IntEnum):
@@ -51,6 +55,12 @@ def exit_code(error: Exception) -> int:
     return Exit.FAILED
 
 
+def unexpected(error: Exception, code: int = Exit.FAILED) -> CommandFailed:
+    """An error that nobody foresaw, in one sentence."""
+    hint = f"please report it, with what it prints under {DEBUG}=1"
+    return CommandFailed(f"internal error: {error!r}; {hint}", code, error)
+
+
 @contextmanager
 def failing_with(code: int) -> Iterator[None]:
     """Every failure inside ends the command with `code`: its other codes are the task's own."""
@@ -64,7 +74,7 @@ def failing_with(code: int) -> Iterator[None]:
     except (RemoteGPUError, CommandFailed, OSError) as error:
         raise CommandFailed(str(error), code, error) from error
     except Exception as error:
-        raise CommandFailed(f"internal error: {error!r}; please report it", code, error) from error
+        raise unexpected(error, code) from error
 
 
 _NEVER_ENDED_ITSELF = frozenset({"refused", "never_ran", "lost", "dependency", "released"})

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -10,7 +11,7 @@ from click.shell_completion import shell_complete
 
 from agent_core import __version__
 from agent_core.api.wire import Json
-from agent_core.cli.exits import CommandFailed, Exit, exit_code
+from agent_core.cli.exits import DEBUG, CommandFailed, Exit, exit_code, unexpected
 from agent_core.cli.group import LazyGroup
 from agent_core.cli.output import print_json_line
 from agent_core.cli.text import visible_lines
@@ -112,6 +113,8 @@ def _invoke(args: list[str], as_json: bool) -> int:
         raise
     except OSError as error:
         return _tell(_plain(error), as_json)
+    except Exception as error:
+        return _tell(unexpected(error), as_json)
     return Exit.OK
 
 
@@ -122,6 +125,8 @@ def _tell(error: click.ClickException | RemoteGPUError | CommandFailed, as_json:
     else:
         code, message = exit_code(error), str(error)
     with suppress(OSError):
+        if os.environ.get(DEBUG) == "1":
+            click.echo("".join(traceback.format_exception(_cause(error))), err=True, nl=False)
         if as_json:
             print_json_line({"error": _described(error, message, code)}, err=True)
             return code
@@ -133,13 +138,17 @@ def _tell(error: click.ClickException | RemoteGPUError | CommandFailed, as_json:
 
 
 def _described(error: Exception, message: str, code: int) -> dict[str, Json]:
-    cause = error.cause if isinstance(error, CommandFailed) and error.cause else error
+    cause = _cause(error)
     return {
         "kind": "Usage" if isinstance(cause, click.UsageError) else type(cause).__name__,
         "code": cause.business_code if isinstance(cause, Refused) else None,
         "message": message,
         "exit_code": int(code),
     }
+
+
+def _cause(error: Exception) -> Exception:
+    return error.cause if isinstance(error, CommandFailed) and error.cause else error
 
 
 def _forget_output() -> None:
