@@ -14,7 +14,7 @@ import pytest
 from agent_core.lifecycle import Status
 from agent_core.models import Key
 from agent_core.protocols import Scheduler
-from agent_core.testing.store import make_task
+from agent_core.testing.making import make_task
 
 
 class SchedulerContract:
