@@ -185,7 +185,7 @@ class Runner:
             await self._lost(launch, f"{why}: {found.reason}")
         elif self._failures < STARTS:
             await self._unbegun(launch)
-            self._try_again = self._failures > 0
+            self._try_again = True
         else:
             words = f"its executor failed {STARTS} times to start it, the last time so: {why}"
             await self._never_ran(launch, NeverRan(words, passing=True))

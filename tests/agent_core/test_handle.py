@@ -14,7 +14,7 @@ from agent_core.handle import Handle
 from agent_core.hookspecs import hookimpl
 from agent_core.lifecycle import Status
 from agent_core.models import Event, Inventory, Lease, Progress, Receipt
-from tests.agent_core.core import Core, task, until, within
+from tests.agent_core.core import Core, task, turns, until, within
 
 T1, T2 = task("t1"), task("t2")
 
@@ -248,6 +248,7 @@ async def test_a_taken_or_refused_event_ends_no_run(core: Core) -> None:
         run = await core.executor.next_run()
         await core.until_status(task(name), "running")
         await settle(handle, core, answer)
+        await turns(100)
         assert run.signals == []
 
 

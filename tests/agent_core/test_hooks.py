@@ -336,7 +336,9 @@ async def test_a_start_that_nobody_knows_never_began() -> None:
 async def test_a_start_that_an_executor_without_memory_may_have_taken_is_lost() -> None:
     """It must not run twice, and nobody can tell whether it ran."""
     forgetful, hand = SaysExecute(None), HandExecutor()
-    name, answer = await asked_again(running=False, forgetful=forgetful, hand=hand)
+    name, answer = await asked_again(
+        running=False, forgetful=forgetful, second=SaysExecute(None), hand=hand
+    )
     assert name == "forgetful"
     assert answer == Lost(reason="the executor forgetful cannot find runs again")
     assert hand.asked, "the others are asked first"

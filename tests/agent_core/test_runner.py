@@ -1,6 +1,7 @@
 """One run, from its slot to its stored end, whatever executor, store and people do meanwhile."""
 
 import asyncio
+import gc
 import signal
 from collections.abc import Awaitable
 from dataclasses import replace
@@ -512,6 +513,29 @@ async def test_an_exit_of_its_own_before_the_signal_counts(core: Core) -> None:
     assert run.signals == []
 
 
+async def test_a_run_that_was_seen_to_end_is_sent_nothing(core: Core) -> None:
+    """The word comes between its end and the moment when its runner looks up."""
+    runner: Runner
+
+    class Ends(HandRun):
+        async def wait(self) -> Outcome:
+            outcome = await super().wait()
+            runner.stop(CANCEL)
+            return outcome
+
+        async def signal(self, signum: int) -> bool:
+            self.signals.append(signum)
+            return True
+
+    run = known(core)
+    run.__class__ = Ends
+    runner, job = await taken_up(core, Status.RUNNING)
+    run.end(0)
+    await within(job)
+    assert run.signals == []
+    assert (await core.get(task())).status is Status.COMPLETED
+
+
 async def test_a_signal_that_came_too_late_changes_nothing(core: Core) -> None:
     class Late(HandRun):
         async def signal(self, signum: int) -> bool:
@@ -682,11 +706,17 @@ async def test_a_signal_and_a_wait_that_fail_together_leave_no_warning(core: Cor
             await asyncio.sleep(0.01)
             raise OSError("broken")
 
+    unseen: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
     runner, job, run = await started(core)
     run.__class__ = Both
     core.executor.answers.append(Lost(reason="gone"))
     runner.stop(CANCEL)
     await within(job)
+    del run
+    core.executor.runs.clear()
+    gc.collect()
+    assert unseen == []
     lost = await core.get(task())
     assert lost.outcome
     assert "OSError: broken: gone" in lost.outcome.error

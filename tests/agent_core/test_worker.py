@@ -82,6 +82,7 @@ async def test_a_task_that_ends_where_it_waits_makes_room(core: Core) -> None:
     await core.start()
     await running(core, T1, T2)
     await core.bring(T3)
+    await settle(core)
     changed = core.worker.changed.next()
     assert await core.worker.cancel(T3.key, code=1, reason="no")
     assert changed.done()
@@ -148,6 +149,7 @@ async def test_a_task_cancelled_while_it_is_judged_never_waits(core: Core) -> No
     assert cancelled.outcome
     assert cancelled.outcome.error == "by Ada"
     assert core.worker.held("server") == []
+    assert "cannot be saved" not in core.said.getvalue()
 
 
 async def test_while_one_is_judged_all_that_came_with_it_are_held(core: Core) -> None:
@@ -290,6 +292,25 @@ async def test_a_task_that_begins_while_its_cancel_looks_for_it_is_cancelled_all
     gate = core.store.hold("get")
     cancel = asyncio.create_task(core.worker.cancel(local.key, code=7, reason="by Ada"))
     await within(core.store.entered["get"].wait())
+    core.worker._more_stored = True
+    await core.worker.admit([])
+    run = await core.executor.next_run()
+    await core.until_status(local, "running")
+    gate.set()
+    assert await within(cancel)
+    await core.until_status(local, "cancelled")
+    assert len(run.signals) == 1
+
+
+async def test_a_task_that_begins_while_its_cancel_is_saved_is_cancelled_all_the_same(
+    core: Core,
+) -> None:
+    await core.start()
+    local = task(source="")
+    await core.add(local)
+    gate = core.store.hold("save", before=True)
+    cancel = asyncio.create_task(core.worker.cancel(local.key, code=7, reason="by Ada"))
+    await within(core.store.entered["save"].wait())
     core.worker._more_stored = True
     await core.worker.admit([])
     run = await core.executor.next_run()
