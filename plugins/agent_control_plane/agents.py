@@ -160,7 +160,7 @@ def release(
 
 def forget(connection: Connection, now: float) -> None:
     """Agents that have been silent for a month."""
-    connection.execute(delete(agents).where(agents.c.last_seen_at < now - FORGOTTEN_AFTER))
+    connection.execute(delete(agents).where(agents.c.last_seen_at <= now - FORGOTTEN_AFTER))
 
 
 def _status(before: State, effect: Effect) -> str:

@@ -47,6 +47,10 @@ class Plane:
         while await self.db.write(self._sweep_some) >= SWEPT_AT_ONCE:
             pass
 
+    async def forget(self) -> None:
+        """What has been kept long enough."""
+        await self.db.write(self._forget)
+
     async def healthy(self) -> None:
         """Raises if the database cannot be read."""
         await self.db.read(lambda connection: connection.execute(select(1)).scalar())
@@ -68,7 +72,7 @@ class Plane:
                 await self.sweep()
                 if self.clock.wall() - self._forgot_at >= FORGET_EVERY:
                     self._forgot_at = self.clock.wall()
-                    await self.db.write(self._forget)
+                    await self.forget()
             except Exception as error:  # a full disk must not end the server; said once a change
                 if not failing:
                     self._log.exception("leases cannot be swept, trying again", error=str(error))

@@ -171,6 +171,6 @@ def forget(connection: Connection, now: float) -> None:
     connection.execute(
         delete(attempts)
         .where(attempts.c.started_at.is_(None))
-        .where(attempts.c.ended_at < now - UNBEGUN_KEPT)
+        .where(attempts.c.ended_at <= now - UNBEGUN_KEPT)
         .where(attempts.c.end.in_(["released", "superseded"]))
     )

@@ -79,8 +79,9 @@ Plain = Annotated[str, AfterValidator(_no_nul)]
 Said = Annotated[str, AfterValidator(_replace_nul)]  # by an agent: NUL becomes U+FFFD
 Seconds = Annotated[float, BeforeValidator(_seconds)]
 Name = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_no_nul)]
-Word = Annotated[str, Field(max_length=64), AfterValidator(_replace_nul)]
-Note = Annotated[str, Field(max_length=255), AfterValidator(_replace_nul)]
+# Beside what matters: cut rather than refused, or a result would be lost for a word too long.
+Word = Annotated[str, AfterValidator(lambda text: _replace_nul(text)[:64])]
+Note = Annotated[str, AfterValidator(lambda text: _replace_nul(text)[:255])]
 
 
 # From agents.
@@ -128,9 +129,9 @@ class ProgressCall(OfAttempt):
 
 
 class Usage(FromAgent):
-    wall_s: float | None = Field(None, ge=0)
-    user_s: float | None = Field(None, ge=0)
-    system_s: float | None = Field(None, ge=0)
+    wall_s: float | None = None
+    user_s: float | None = None
+    system_s: float | None = None
     max_rss_bytes: int | None = Field(None, ge=0, le=INT64)
 
 

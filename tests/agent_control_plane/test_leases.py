@@ -137,6 +137,29 @@ async def test_every_report_may_come_twice_and_the_second_changes_nothing(house:
     assert house.rows(task) == before
 
 
+async def test_a_start_that_comes_after_its_complete_changes_nothing(house: House) -> None:
+    agent = house.agent()
+    await house.user.submit()
+    task = await agent.one()
+    await agent.complete(task, 1)
+    before = house.rows(task)
+    assert (await agent.start(task))[0] == 0
+    assert house.rows(task) == before
+
+
+async def test_an_attempt_that_was_lost_hears_so_also_when_the_task_is_final(house: House) -> None:
+    first, second = house.agent("1"), house.agent("2")
+    await house.user.submit(disconnect_grace=0)
+    lost = await first.one()
+    await first.start(lost)
+    house.clock.jump_wall(LEASE)
+    await second.complete(await second.one())
+    before = house.rows(lost)
+    for verb in ("start", "lease/renew", "complete", "release"):
+        assert (await first.tell(lost, verb))[0] == 30001, verb
+    assert house.rows(lost) == before
+
+
 async def test_one_complete_sent_many_times_at_once_ends_the_task_once(house: House) -> None:
     agent = house.agent()
     await house.user.submit()

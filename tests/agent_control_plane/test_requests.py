@@ -160,9 +160,11 @@ async def test_nul_in_what_an_agent_says_is_replaced(house: House) -> None:
     task = await house.agent().one()
     await house.agent().tell(task, "progress", percent=1, message="a\0b")
     assert (await house.user.get(task))["progress_message"] == "a�b"
-    await house.agent().complete(task, 1, stdout="x\0", error="e\0", reason="r\0")
+    words = {"stdout": "x\0", "error": "e\0", "reason": "r\0", "signal": "S" * 99}
+    assert (await house.agent().complete(task, 1, **words))[0] == 0
     shown = await house.user.get(task)
     assert (shown["stdout"], shown["error"], shown["reason"]) == ("x�", "e�", "r�")
+    assert shown["signal"] == "S" * 64  # cut: a result is not lost for a word
 
 
 # --- size
