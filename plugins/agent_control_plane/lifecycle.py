@@ -106,7 +106,7 @@ def _is_start(event: Event) -> bool:
 
 
 def _grant(task: Task, attempt: Attempt | None, event: Grant, now: float, terms: Terms) -> Effect:
-    if task.ready_for is None or task.ready_for not in ("", event.machine_id):
+    if task.ready_for not in ("", event.machine_id):
         return _refuse(Code.CONFLICT, "the task is not free for this machine")
     lost = attempt is not None and attempt.end is None
     began = lost and attempt is not None and attempt.started_at is not None

@@ -337,6 +337,10 @@ async def test_attempts_that_never_began_do_not_count(house: House) -> None:
     for number in range(8):
         await house.agent(str(number)).one()
         await house.pass_time(LEASE)
+    for name in ("one", "two"):  # and these two do, but are no third
+        task = await house.agent(name).one()
+        await house.agent(name).start(task)
+        await house.pass_time(LEASE)
     assert len(await house.agent("last").claim()) == 1
 
 
