@@ -5,7 +5,7 @@ import inspect
 import json
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 import pluggy
 
@@ -26,6 +26,18 @@ from agent_core.models import (
 from agent_core.protocols import AgentHandle, Execution, Scheduler, Store
 
 Implementation = tuple[str, Callable[..., Any]]
+
+
+class Start(NamedTuple):
+    """A start that an executor has taken and that nothing has begun of."""
+
+    plugin: str
+    answer: Awaitable[Execution]
+
+    def drop(self) -> None:
+        """It will not be awaited, or was: no coroutine is left to complain."""
+        if inspect.iscoroutine(self.answer):
+            self.answer.close()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,53 +150,47 @@ class Caller:
             consent = consent or verdict
         return consent or Verdict.deny("no validator is enabled")
 
-    async def execute(self, launch: Launch) -> tuple[str, Execution]:
-        """Begin it with the first executor that takes it.
+    def choose(self, launch: Launch) -> Start:
+        """The first executor that takes it; nothing begins before the start is awaited.
 
-        Raises NeverRan if none does or it could not; anything else means that the answer is
-        missing, and `reattach` must tell.
+        So the executor's name can be stored with the start. Raises NeverRan if none takes it.
         """
         for plugin, function in self._asked["execute"]:
-            start = function(launch=launch)
-            if start is None:
-                continue
-            if not inspect.isawaitable(start):
-                _broken(plugin, "execute", "an awaitable or None", start)
-            async with asyncio.timeout(self._limits.execute):
-                execution = await cast("Awaitable[Execution]", start)
-            if not isinstance(execution, Execution):
-                _broken(plugin, "execute", "an Execution", execution)
-            _check_handle(plugin, execution)
-            return plugin, execution
+            try:
+                answer = function(launch=launch)
+                if answer is not None and not inspect.isawaitable(answer):
+                    _broken(plugin, "execute", "an awaitable or None", answer)
+            except Exception as error:
+                self._log.exception("an executor failed to decide", plugin=plugin)
+                raise NeverRan(f"the executor {plugin} failed: {reason_of(error)}") from error
+            if answer is not None:
+                return Start(plugin, cast("Awaitable[Execution]", answer))
         raise NeverRan("no enabled executor takes this task")
+
+    async def execute(self, start: Start) -> Execution:
+        """Begin it. NeverRan if it could not; any other error: `reattach` must tell what became."""
+        async with asyncio.timeout(self._limits.execute):
+            execution = await start.answer
+        if not isinstance(execution, Execution):
+            _broken(start.plugin, "execute", "an Execution", execution)
+        _check_handle(start.plugin, execution)
+        return execution
 
     async def reattach(
         self, plugin: str, launch: Launch, *, running: bool
-    ) -> tuple[str, Execution | NeverStarted | Lost]:
-        """Ask the run's executor; where that is not known, each in order until one knows it.
-
-        A start that an executor without this hook may have taken is lost: it must not run twice.
-        """
-        asked = dict(self._asked["reattach"])
-        executors = [name for name, _ in self._asked["execute"]]
-        names = [plugin] if plugin else [*dict.fromkeys([*executors, *asked])]
-        silent = ""
-        for name in names:
-            if name in executors and name not in asked:
-                silent = silent or name
-                continue
-            function = self._of("reattach", name)
-            async with asyncio.timeout(self._limits.reattach):
-                answer = await function(launch=launch, running=running)
-            if isinstance(answer, Execution | Lost):
-                if isinstance(answer, Execution):
-                    _check_handle(name, answer)
-                return name, answer
-            if not isinstance(answer, NeverStarted):
-                _broken(name, "reattach", "an Execution, NeverStarted or Lost", answer)
-        if silent:
-            return silent, Lost(reason=f"the executor {silent} cannot find runs again")
-        return plugin, NeverStarted()
+    ) -> Execution | NeverStarted | Lost:
+        """Ask the executor that took the start. One without this hook has lost it."""
+        took = {name for name, _ in self._asked["execute"]}
+        if plugin in took and plugin not in dict(self._asked["reattach"]):
+            return Lost(reason=f"the executor {plugin} cannot find runs again")
+        function = self._of("reattach", plugin)
+        async with asyncio.timeout(self._limits.reattach):
+            answer = await function(launch=launch, running=running)
+        if not isinstance(answer, Execution | NeverStarted | Lost):
+            _broken(plugin, "reattach", "an Execution, NeverStarted or Lost", answer)
+        if isinstance(answer, Execution):
+            _check_handle(plugin, answer)
+        return answer
 
     async def report(self, plugin: str, events: Sequence[Event]) -> Sequence[Receipt]:
         receipts = await self._of("report", plugin)(events=events)

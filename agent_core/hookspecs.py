@@ -7,8 +7,9 @@ The way of a task, with the hook it meets at each step:
     validate  every validator says yes, or it is refused
     schedule  it waits until the scheduler gives it a slot
     validate  once more: the site's rules may have changed while it waited
-    store     the start is saved: a start id, before anything is forked
-    execute   the first executor that does not return None begins it
+    execute   the first executor that does not return None takes it
+    store     the start is saved: a start id and who took it, before anything is forked
+    execute   what the executor returned is awaited: the run begins
     store     the run is saved: number, time, the executor's handle, and the start event
     store     the end is saved with its outcome and its event, and the slot is free
     report    the syncer hands the events to the source, until it has taken them
@@ -115,9 +116,10 @@ class Hooks:
     async def reattach(self, launch: Launch, running: bool) -> Execution | NeverStarted | Lost:
         """Find a run again after a restart of the agent.
 
-        `running` is False for a start whose answer was never stored: then NeverStarted is a
-        possible answer, and each executor is asked in order until one knows the start.
-        `launch` is built anew from the stored task. Raise if it cannot be told now.
+        Asked of the plugin whose `execute` took the start. `running` is False for a start whose
+        answer was never stored: then NeverStarted is a possible answer, which means that it may
+        be started anew. `launch` is built anew from the stored task. Raise if it cannot be told
+        now. An executor without this hook has lost whatever ran when the agent ended.
         """
         raise NotImplementedError
 

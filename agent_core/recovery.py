@@ -16,7 +16,7 @@ from agent_core.protocols import Execution, Store
 
 PAGE = 1000  # tasks read at a time
 
-Found = tuple[str, Execution | NeverStarted | Lost]
+Found = Execution | NeverStarted | Lost
 
 
 async def unfinished(store: Store) -> AsyncIterator[Task]:
@@ -74,12 +74,12 @@ async def find_run(
     backoff = bench.backoff()
     while not leaving.done():
         try:
-            name, found = await bench.hooks.reattach(task.executor, launch, running=running)
+            found = await bench.hooks.reattach(task.executor, launch, running=running)
         except Exception as error:
             get("recovery").warning("a run cannot be found now", why=reason_of(error))
             await asyncio.wait({leaving}, timeout=backoff.next())
             continue
         if isinstance(found, NeverStarted) and running:
-            found = Lost(reason="its executor knows nothing of this run")
-        return name, found
+            return Lost(reason="its executor knows nothing of this run")
+        return found
     return None

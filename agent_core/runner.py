@@ -10,7 +10,7 @@ from agent_core.bench import Bench, consider
 from agent_core.clock import Instant
 from agent_core.endings import Stop
 from agent_core.errors import Conflict, NeverRan, StoreError
-from agent_core.hooks import reason_of
+from agent_core.hooks import Start, reason_of
 from agent_core.lifecycle import FINAL, Move, Status
 from agent_core.log import get
 from agent_core.models import Launch, Lost, Outcome, Progress, Reason, Task
@@ -102,13 +102,25 @@ class Runner:
             return
         if launch is None or refusal:
             await self._make(Move.REFUSE, outcome=refusal)
-        else:
+            return
+        try:
+            start = self._bench.hooks.choose(launch)
+        except NeverRan as error:
+            await self._make(Move.REFUSE, outcome=endings.never_ran(error))
+            return
+        try:
             await self._make(
-                Move.ASSIGN, start_id=launch.start_id, assigned_at=now, executor="", handle={}
+                Move.ASSIGN,
+                start_id=launch.start_id,
+                assigned_at=now,
+                executor=start.plugin,
+                handle={},
             )
-            await self._execute(launch)
+            await self._execute(launch, start)
+        finally:
+            start.drop()
 
-    async def _execute(self, launch: Launch) -> None:
+    async def _execute(self, launch: Launch, start: Start) -> None:
         """From a stored start to a run in progress, or to the reason why there is none."""
         if self._called.done() or self._bench.leases.over(self.task):
             await self._unbegun(launch)
@@ -120,7 +132,7 @@ class Runner:
             await self._never_ran(launch, NeverRan(words, passing=True))
             return
         try:
-            executor, execution = await self._bench.hooks.execute(launch)
+            execution = await self._bench.hooks.execute(start)
         except NeverRan as error:
             await self._never_ran(launch, error)
         except Exception as error:  # an OSError too: it does not say that nothing began
@@ -128,7 +140,7 @@ class Runner:
             self._failures += 1
             await self._find_again(launch, why=reason_of(error))
         else:
-            await self._begin(launch, executor, execution)
+            await self._begin(launch, execution)
 
     async def _unbegun(self, launch: Launch) -> None:
         """A start is known to have begun nothing: cancelled, or back among those that wait."""
@@ -148,13 +160,12 @@ class Runner:
         else:
             await self._make(Move.NEVER_RAN, outcome=endings.never_ran(error))
 
-    async def _begin(self, launch: Launch, executor: str, execution: Execution) -> None:
+    async def _begin(self, launch: Launch, execution: Execution) -> None:
         self._launch, self._execution = launch, execution
         await self._make(
             Move.BEGIN,
             run_no=launch.run_no,
             started_at=execution.started_at or Instant.now(self._bench.clock),
-            executor=executor,
             handle=dict(execution.handle),
         )
         await self._follow(launch, execution)
@@ -163,24 +174,20 @@ class Runner:
 
     async def _find_again(self, launch: Launch, *, why: str) -> None:
         """Go on from whatever became of it."""
-        found = await self._seek(launch, why)
-        if found is None:
+        execution = await self._seek(launch, why)
+        if execution is None:
             return
-        executor, execution = found
-        self._log.info("found a run again", executor=executor)
+        self._log.info("found a run again", executor=self.task.executor)
         if self.task.status is Status.ASSIGNED:
-            await self._begin(launch, executor, execution)
+            await self._begin(launch, execution)
         else:
             await self._follow(launch, execution)
 
-    async def _seek(self, launch: Launch, why: str) -> tuple[str, Execution] | None:
+    async def _seek(self, launch: Launch, why: str) -> Execution | None:
         """The run, if it goes on. None: it was brought to its end, or the agent leaves."""
-        answer = await find_run(self._bench, self.task, launch, self._left)
-        if answer is None:
-            return None
-        executor, found = answer
-        if isinstance(found, Execution):
-            return executor, found
+        found = await find_run(self._bench, self.task, launch, self._left)
+        if found is None or isinstance(found, Execution):
+            return found
         if isinstance(found, Lost):
             await self._lost(launch, f"{why}: {found.reason}")
         elif self._failures < STARTS:
@@ -214,7 +221,7 @@ class Runner:
                 found = await self._seek(launch, why=reason_of(error))
             if found is None:
                 return
-            execution = found[1]
+            execution = found
         if outcome:
             await self._end(outcome)
             try:

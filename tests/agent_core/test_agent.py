@@ -5,6 +5,7 @@ import ctypes
 import io
 import os
 import signal
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 class House:
     """Agents of one directory, one after another."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, runtime: Path) -> None:
+        self.runtime = runtime
         self.state = directory / "state"
         self.state.mkdir(mode=0o700, parents=True)
         self.file = directory / "settings.toml"
@@ -61,7 +63,7 @@ class House:
     def write(self, *, grace: float = 10.0, extra: str = "", also: str = "") -> None:
         disabled = ", ".join(f'"{name}"' for name in DEFAULTS if name not in OURS)
         self.file.write_text(
-            f'[agent]\nstate_dir = "{self.state}"\nruntime_dir = "{self.state.parent / "run"}"\n'
+            f'[agent]\nstate_dir = "{self.state}"\nruntime_dir = "{self.runtime}"\n'
             f"max_workers = 2\n[shutdown]\ngrace = {grace}\n"
             f'[plugins]\nenable = ["hand", "site", "work"{also}]\ndisable = [{disabled}{extra}]\n'
         )
@@ -143,10 +145,12 @@ class House:
 
 @pytest.fixture
 async def house(tmp_path: Path) -> AsyncIterator[House]:
-    made = House(tmp_path)
-    yield made
-    if made.job and not made.job.done():
-        await made.kill()
+    # A runtime directory's name must be short, and pytest's temporary ones are not.
+    with tempfile.TemporaryDirectory(prefix="rg-") as runtime:
+        made = House(tmp_path, Path(runtime))
+        yield made
+        if made.job and not made.job.done():
+            await made.kill()
 
 
 async def test_work_comes_in_runs_and_is_told(house: House) -> None:
@@ -328,7 +332,7 @@ async def test_an_error_that_nobody_foresaw_ends_the_agent_and_keeps_what_is_sto
 
 
 async def test_two_agents_fit_in_one_process(tmp_path: Path, house: House) -> None:
-    other = House(tmp_path / "other")
+    other = House(tmp_path / "other", house.runtime)
     await house.ready()
     await other.ready()
     [run] = await other.running(task())

@@ -238,12 +238,34 @@ async def test_after_a_denial_nobody_else_is_asked() -> None:
 # --- execute
 
 
+async def begun(hooks: Caller) -> Execution:
+    return await hooks.execute(hooks.choose(LAUNCH))
+
+
+async def test_an_executor_that_fails_to_decide_began_nothing() -> None:
+    class Broken:
+        @hookimpl
+        def execute(self, launch: Launch) -> None:
+            raise ZeroDivisionError("x")
+
+    with pytest.raises(NeverRan, match="the executor a failed: ZeroDivisionError: x"):
+        caller(a=Broken(), b=HandExecutor()).choose(LAUNCH)
+
+
+async def test_a_start_that_is_dropped_leaves_nothing_behind() -> None:
+    executor = HandExecutor()
+    caller(a=executor).choose(LAUNCH).drop()
+    assert not executor.runs
+
+
 async def test_the_first_executor_that_takes_it_begins_it() -> None:
     first, second, third = HandExecutor(), HandExecutor(), HandExecutor()
     first.takes = False
-    name, execution = await caller(a=first, b=second, c=third).execute(LAUNCH)
-    assert name == "b"
-    assert execution is second.runs["s1"]
+    hooks = caller(a=first, b=second, c=third)
+    start = hooks.choose(LAUNCH)
+    assert start.plugin == "b"
+    assert not second.runs, "its name is stored before anything begins"
+    assert await hooks.execute(start) is second.runs["s1"]
     assert not third.runs
 
 
@@ -251,7 +273,7 @@ async def test_a_task_that_nobody_takes_never_runs() -> None:
     nobody = HandExecutor()
     nobody.takes = False
     with pytest.raises(NeverRan, match="no enabled executor takes this task") as raised:
-        await caller(a=nobody).execute(LAUNCH)
+        caller(a=nobody).choose(LAUNCH)
     assert not raised.value.passing
 
 
@@ -259,7 +281,7 @@ async def test_an_executor_that_took_it_is_not_followed_by_another() -> None:
     first, second = HandExecutor(), HandExecutor()
     first.start_errors.append(NeverRan("no such program"))
     with pytest.raises(NeverRan, match="no such program"):
-        await caller(a=first, b=second).execute(LAUNCH)
+        await begun(caller(a=first, b=second))
     assert not second.runs
 
 
@@ -267,25 +289,25 @@ async def test_a_start_that_hangs_is_given_up() -> None:
     executor = HandExecutor()
     executor.gate = asyncio.Event()
     with pytest.raises(TimeoutError):
-        await within(caller(Limits(execute=0.01), a=executor).execute(LAUNCH))
+        await within(begun(caller(Limits(execute=0.01), a=executor)))
 
 
 @pytest.mark.parametrize("answer", [True, 7, "started"])
-async def test_an_executor_that_answers_with_no_awaitable_breaks_its_contract(answer: Any) -> None:
-    with pytest.raises(PluginError, match="the plugin a broke its contract: execute must answer"):
-        await caller(a=SaysExecute(answer)).execute(LAUNCH)
+async def test_an_executor_that_answers_with_no_awaitable_began_nothing(answer: Any) -> None:
+    with pytest.raises(NeverRan, match="the plugin a broke its contract: execute must answer"):
+        await begun(caller(a=SaysExecute(answer)))
 
 
 @pytest.mark.parametrize("answer", [None, NeverStarted()])
 async def test_an_executor_that_starts_no_execution_breaks_its_contract(answer: Any) -> None:
     with pytest.raises(PluginError, match="execute must answer with an Execution, not"):
-        await caller(a=SaysExecute(started(answer))).execute(LAUNCH)
+        await begun(caller(a=SaysExecute(started(answer))))
 
 
 @pytest.mark.parametrize("handle", [None, {"a": object()}, 7, {"a": "\ud800", 1j: 2}])
 async def test_a_handle_that_cannot_be_stored_breaks_the_contract(handle: Any) -> None:
     with pytest.raises(PluginError, match="an Execution needs a handle that is"):
-        await caller(a=SaysExecute(started(Mute(handle)))).execute(LAUNCH)
+        await begun(caller(a=SaysExecute(started(Mute(handle)))))
 
 
 async def test_the_leaked_coroutine_of_a_broken_answer_is_closed() -> None:
@@ -293,66 +315,34 @@ async def test_the_leaked_coroutine_of_a_broken_answer_is_closed() -> None:
         """Never awaited: closed, or the garbage collector would warn."""
 
     with pytest.raises(PluginError, match="not coroutine"):
-        await caller(a=SaysExecute(started(inner()))).execute(LAUNCH)
+        await begun(caller(a=SaysExecute(started(inner()))))
 
 
 # --- reattach
 
 
-async def asked_again(plugin: str = "", *, running: bool = True, **plugins: Any) -> Any:
+async def asked_again(plugin: str, *, running: bool = True, **plugins: Any) -> Any:
     return await caller(**plugins).reattach(plugin, LAUNCH, running=running)
 
 
 async def test_the_executor_of_the_run_alone_is_asked() -> None:
     run = hand_run()
     mine, other = SaysReattach(run), SaysReattach(Lost(reason="not mine"))
-    assert await asked_again("mine", other=other, mine=mine) == ("mine", run)
+    assert await asked_again("mine", other=other, mine=mine) is run
     assert (mine.asked, other.asked) == ([("s1", True)], [])
 
 
-async def test_where_it_is_not_known_each_is_asked_until_one_knows_the_start() -> None:
-    run = hand_run()
-    first, second, third = SaysReattach(NeverStarted()), SaysReattach(run), SaysReattach(run)
-    hand = HandExecutor()
-    answer = await asked_again(running=False, hand=hand, a=first, b=second, c=third)
-    assert answer == ("b", run)
-    assert (hand.asked, first.asked) == ([("s1", False)], [("s1", False)])
-    assert third.asked == []
+async def test_a_start_that_its_executor_does_not_know_never_began() -> None:
+    assert isinstance(await asked_again("hand", running=False, hand=HandExecutor()), NeverStarted)
 
 
-async def test_a_lost_start_is_lost_whoever_says_so_first() -> None:
-    lost = Lost(reason="gone")
-    after = SaysReattach(hand_run())
-    assert await asked_again(running=False, a=SaysReattach(lost), b=after) == ("a", lost)
-    assert after.asked == []
-
-
-async def test_a_start_that_nobody_knows_never_began() -> None:
-    name, answer = await asked_again(running=False, hand=HandExecutor())
-    assert name == ""
-    assert isinstance(answer, NeverStarted)
-
-
-async def test_a_start_that_an_executor_without_memory_may_have_taken_is_lost() -> None:
+@pytest.mark.parametrize("running", [True, False])
+async def test_what_an_executor_without_memory_took_is_lost(running: bool) -> None:
     """It must not run twice, and nobody can tell whether it ran."""
-    forgetful, hand = SaysExecute(None), HandExecutor()
-    name, answer = await asked_again(
-        running=False, forgetful=forgetful, second=SaysExecute(None), hand=hand
+    answer = await asked_again(
+        "forgetful", running=running, forgetful=SaysExecute(None), hand=HandExecutor()
     )
-    assert name == "forgetful"
     assert answer == Lost(reason="the executor forgetful cannot find runs again")
-    assert hand.asked, "the others are asked first"
-
-
-async def test_a_run_of_an_executor_without_memory_is_lost_at_once() -> None:
-    name, answer = await asked_again("forgetful", forgetful=SaysExecute(None), hand=HandExecutor())
-    assert (name, type(answer)) == ("forgetful", Lost)
-
-
-async def test_a_known_run_is_found_although_another_executor_has_no_memory() -> None:
-    run = hand_run()
-    found = await asked_again(running=False, forgetful=SaysExecute(None), b=SaysReattach(run))
-    assert found == ("b", run)
 
 
 async def test_an_executor_that_is_not_enabled_any_more_is_waited_for() -> None:

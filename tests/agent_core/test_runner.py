@@ -98,7 +98,7 @@ async def test_the_start_is_stored_before_anything_is_begun(core: Core) -> None:
     await within(core.executor.waiting.wait())
     assigned = await core.get(task())
     assert assigned.status is Status.ASSIGNED
-    assert (assigned.executor, assigned.handle, assigned.run_no) == ("", {}, 0)
+    assert (assigned.executor, assigned.handle, assigned.run_no) == ("hand", {}, 0)
     core.executor.gate.set()
     run = await core.executor.next_run()
     assert run.launch.start_id == assigned.start_id
@@ -397,7 +397,7 @@ async def test_a_running_task_is_found_again_and_followed_to_its_end(core: Core)
 async def test_a_start_that_had_begun_unseen_is_found_and_begins_now(core: Core) -> None:
     run = known(core)
     run.started_at = Instant.now(core.clock).plus(-7)
-    _, job = await taken_up(core, Status.ASSIGNED, run_no=0, executor="", started_at=None)
+    _, job = await taken_up(core, Status.ASSIGNED, run_no=0, started_at=None)
     running = await core.until_status(task(), "running")
     assert (running.run_no, running.executor, running.started_at) == (1, "hand", run.started_at)
     run.end()
@@ -406,7 +406,7 @@ async def test_a_start_that_had_begun_unseen_is_found_and_begins_now(core: Core)
 
 
 async def test_a_start_that_never_began_waits_again_with_its_number(core: Core) -> None:
-    _, job = await taken_up(core, Status.ASSIGNED, run_no=0, executor="")
+    _, job = await taken_up(core, Status.ASSIGNED, run_no=0)
     await within(job)
     waits = await core.get(task())
     assert (waits.status, waits.run_no) == (Status.PENDING, 0)
@@ -456,7 +456,7 @@ async def test_a_preempted_task_returns_to_those_that_wait(core: Core) -> None:
 
 async def test_a_stop_for_a_start_that_never_began_is_heard_after_a_restart(core: Core) -> None:
     core.executor.gate = asyncio.Event()
-    runner, job = await taken_up(core, Status.ASSIGNED, run_no=0, executor="")
+    runner, job = await taken_up(core, Status.ASSIGNED, run_no=0)
     await within(core.executor.waiting.wait())
     runner.stop(CANCEL)
     core.executor.gate.set()
