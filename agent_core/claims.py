@@ -29,7 +29,10 @@ class Source:
         self._log = get("claims")
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Until `stopping`. A claim in flight is never cancelled: its answer would be lost."""
+        """Until `stopping`; a claim in flight is awaited then, or its answer would be lost.
+
+        Only an agent that leaves at once cancels it.
+        """
         while not stopping.is_set():
             slots = self._worker.room
             if slots <= 0:

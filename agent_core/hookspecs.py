@@ -15,18 +15,21 @@ The way of a task, with the hook it meets at each step:
     report    the syncer hands the events to the source, until it has taken them
 
 A failure with retries left goes back to `schedule` with a due time: a row in the store, no timer.
-After a restart each task that had a start meets `reattach` before any new work is claimed.
+After a restart each task that had a start has its slot back before any new work is claimed, and
+meets `reattach` there.
 
 Who is asked, and what an answer that does not come means:
 
     hook       asked                     an error, a time-out or silence means
     store      one plugin, at start      the agent does not start; later: no claims until it works
-    claim      each plugin, in a loop    that source backs off, alone (1 s to 60 s, full jitter)
-    validate   all, twice a task         no: the task is refused with that reason
-    execute    in order, first wins      never ran, with that reason
+    claim      each plugin, in a loop    that source backs off, alone (full jitter, up to 60 s)
+    validate   all, when a task comes    no: the task is refused with that reason
+               and before each start
+    execute    in order, first wins      NeverRan, or while it decides: never ran, with that reason;
+                                         once it is awaited: its `reattach` tells what became of it
     report     the task's source         tried again with back-off; nothing is dropped
     schedule   one plugin, at start      the agent does not start
-    reattach   the run's executor        tried again with back-off: only a returned Lost is lost
+    reattach   the run's executor        tried again with back-off, for it does not mean lost
     serve      all                       one that ends or raises ends the agent, loudly
     inventory  all                       logged; that plugin's values are missing
 
@@ -66,7 +69,7 @@ hookimpl = pluggy.HookimplMarker(GROUP)
 
 
 class Hooks:
-    """The hooks, in the order a task meets them."""
+    """A task's five verbs, then what stands around a run and beside the work."""
 
     # The life of a task.
 
@@ -77,7 +80,7 @@ class Hooks:
 
     @hookspec
     async def claim(self, demand: Demand) -> Claim:
-        """Bring work, at most what `demand` asks for; never cancelled while it asks.
+        """Bring work, at most what `demand` asks for. Only an agent that leaves at once cancels it.
 
         Raise Unreachable if the source does not answer. A task that cannot be read is brought
         with `unreadable` set and refused alone.
@@ -93,7 +96,8 @@ class Hooks:
     def execute(self, launch: Launch) -> Awaitable[Execution] | None:
         """Start it, or None: not mine. Decides at once; the start itself is awaited.
 
-        Raise NeverRan, from the awaitable, if no process began.
+        Nothing may begin before it is awaited: the start is stored, and the scratch directory made,
+        in between. Raise NeverRan, from the awaitable, if no process began.
         """
         raise NotImplementedError
 

@@ -22,8 +22,8 @@ def new_start_id() -> str:
 def build(task: Task, runs_dir: Path, *, start_id: str, stored_at: Instant | None = None) -> Launch:
     """The Launch of the task's next start (or of the stored one, to find it again).
 
-    Touches nothing; only looks whether a python or script command is a file. Raises NeverRan for
-    a description that nothing could start.
+    Changes nothing; only looks whether a python or script command is a file, and with which
+    line a script begins. Raises NeverRan for a description that nothing could start.
     """
     scratch = str(runs_dir / start_id)
     cwd = task.workdir or scratch

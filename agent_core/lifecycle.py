@@ -1,6 +1,7 @@
 """The life of a task on the agent: eight states, one table of moves, one pure function.
 
-This module imports nothing of ours. `moves.py` is the only caller of `advance()`.
+This module imports nothing of ours. `moves.py` is the only caller of `advance()`. Nothing makes the
+moves preempt, suspend and resume yet; a store may hold their states all the same.
 """
 
 from enum import StrEnum

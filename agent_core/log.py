@@ -52,7 +52,7 @@ def get(name: str) -> Any:
 
 
 def about(**context: object) -> AbstractContextManager[None]:
-    """Until the block ends, every line of this asyncio task carries these (task, attempt, run)."""
+    """Until the block ends, every line of this asyncio task carries these (task, attempt)."""
     return cast("AbstractContextManager[None]", bound_contextvars(**context))
 
 

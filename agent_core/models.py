@@ -140,7 +140,7 @@ class Launch:
     text: str  # the command line as it was given, for people and patterns
     env: Mapping[str, str]  # the task's own and REMOTEGPU_*; the executor adds the site's
     cwd: str  # absolute
-    scratch: str  # the run's private directory; made before execute, removed after the run
+    scratch: str  # the run's private directory; made before it begins, removed after it
     progress: str  # path that REMOTEGPU_PROGRESS names
     script: tuple[str, str] | None = None  # path and text of a script to be written first
     timeout: float = TIMEOUT_DEFAULT  # seconds

@@ -12,7 +12,7 @@ from agent_core.protocols import Store
 
 
 class Moves:
-    """Makes moves for worker, runner and recovery; nobody else calls `advance`."""
+    """Makes moves for worker and runner; nobody else calls `advance`."""
 
     def __init__(self, store: Store, clock: Clock, stored: Callable[[], None]) -> None:
         self._store = store

@@ -15,7 +15,7 @@ from agent_core.protocols import PluginContext
 from agent_core.sections import PluginsSection, Section
 from agent_core.settings import Loaded, nearest
 
-DEFAULTS = (  # the one place where core names plugins
+DEFAULTS = (  # what runs unless a site says otherwise; core imports none of them
     "sqlite_store",
     "priority_scheduler",
     "subprocess_executor",

@@ -1,4 +1,4 @@
-"""What a plugin's answer must be able to do: Store, Scheduler, Execution; and what core offers."""
+"""The interfaces between core and its plugins: what each side may ask of the other."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -183,9 +183,10 @@ class AgentHandle(Protocol):
     ) -> list[Task]: ...
 
     async def cancel(self, key: Key, *, code: int, reason: str) -> bool:
-        """End it, wherever it stands, with these words. False if it is final or unknown.
+        """End it, wherever it stands, with these words.
 
-        Returns when the request is noted: a running task still has its grace.
+        False if it is final, unknown, or was left to run on by an agent that stops. Returns when
+        the request is noted: a running task still has its grace.
         """
 
     def held(self, source: str) -> list[Held]:

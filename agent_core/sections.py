@@ -64,7 +64,9 @@ Text = Annotated[str, BeforeValidator(_as_text), AfterValidator(_no_nul)]
 """Always text: an unquoted 12345678 stays "12345678"."""
 
 SecretText = Annotated[Text, Field(repr=False, json_schema_extra={"secret": True})]
-"""A Text that is shown neither in a repr nor in an error nor by `remotegpu config`."""
+"""A Text that is shown neither in a repr nor in an error.
+
+Logs mask it if its key has `token`, `password` or `secret` in it."""
 
 Identifier = Annotated[Text, AfterValidator(_identifier)]
 """The name of an agent or a machine; empty where none was given."""
