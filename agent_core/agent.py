@@ -8,7 +8,6 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from agent_core import plugins
-from agent_core.bench import Bench
 from agent_core.claims import Source
 from agent_core.clock import Clock, SystemClock
 from agent_core.handle import Handle
@@ -20,6 +19,7 @@ from agent_core.protocols import PluginContext, Store
 from agent_core.sections import AgentSection, LocalApiSection, PluginsSection, ShutdownSection
 from agent_core.settings import Loaded
 from agent_core.statedir import StateDirectory
+from agent_core.workbench import Workbench
 from agent_core.worker import Worker
 
 PR_SET_DUMPABLE = 4
@@ -85,7 +85,7 @@ class Agent:
 
     async def _work(self, state: StateDirectory, hooks: Caller, store: Store) -> int:
         grew = asyncio.Event()
-        bench = Bench(
+        bench = Workbench(
             hooks=hooks,
             moves=Moves(store, self._clock, grew.set),
             clock=self._clock,

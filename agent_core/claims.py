@@ -5,12 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 from agent_core.backoff import pause
-from agent_core.bench import Bench
 from agent_core.errors import StoreError, Unreachable
 from agent_core.hooks import reason_of
 from agent_core.log import get
 from agent_core.models import Claim, Demand, Task
 from agent_core.protocols import Store
+from agent_core.workbench import Workbench
 from agent_core.worker import Worker
 
 AT_ONCE = 1.0  # seconds; an empty answer that came sooner is asked for again after that long
@@ -19,7 +19,7 @@ AT_ONCE = 1.0  # seconds; an empty answer that came sooner is asked for again af
 class Source:
     """Asks one plugin for as much as there is room for, and stores what it brings."""
 
-    def __init__(self, name: str, bench: Bench, store: Store, worker: Worker) -> None:
+    def __init__(self, name: str, bench: Workbench, store: Store, worker: Worker) -> None:
         self._name = name
         self._bench = bench
         self._store = store

@@ -158,8 +158,11 @@ class Caller:
         for plugin, function in self._asked["execute"]:
             try:
                 answer = function(launch=launch)
-                if answer is not None and not inspect.isawaitable(answer):
-                    _broken(plugin, "execute", "an awaitable or None", answer)
+                begun = isinstance(answer, asyncio.Future)
+                if answer is not None and (begun or not inspect.isawaitable(answer)):
+                    _broken(plugin, "execute", "a coroutine or None", answer)
+            except NeverRan:
+                raise
             except Exception as error:
                 self._log.exception("an executor failed to decide", plugin=plugin)
                 raise NeverRan(f"the executor {plugin} failed: {reason_of(error)}") from error

@@ -12,7 +12,7 @@ import pluggy
 from agent_core.errors import PluginError, RemoteGPUError
 from agent_core.hookspecs import API_VERSION, GROUP, Hooks
 from agent_core.protocols import PluginContext
-from agent_core.sections import PluginsSection, Section
+from agent_core.sections import CORE_SECTIONS, PluginsSection, Section
 from agent_core.settings import Loaded, nearest
 
 DEFAULTS = (  # what runs unless a site says otherwise; core imports none of them
@@ -24,7 +24,7 @@ DEFAULTS = (  # what runs unless a site says otherwise; core imports none of the
     "command_policy",
     "machine_metrics",
 )
-RESERVED = frozenset({"agent", "shutdown", "plugins", "log"})  # core's own settings tables
+RESERVED = frozenset(CORE_SECTIONS)  # core's own settings tables
 _NAME = re.compile(r"(?!.*__)[a-z][a-z0-9_]*", re.ASCII)
 
 

@@ -25,18 +25,29 @@ def never_ran(
     if number in PASSING:
         return NeverRan(f"no process could be started now ({at}): {reason}", passing=True)
     if at == "cwd":
-        return NeverRan(f"the working directory {cwd} cannot be used: {reason}")
+        return NeverRan(
+            f"the working directory {cwd} cannot be used: {reason}; make it on that machine, or "
+            "name another"
+        )
     if at != "exec":
         return NeverRan(f"no process could be started ({at}): {reason}", passing=True)
     program = argv[0]
     if number == errno.ENOENT:
         if "/" not in program:
-            return NeverRan(f"there is no program {program} in PATH ({path})")
+            return NeverRan(
+                f"there is no program {program} in PATH ({path}); install it on that machine, or "
+                "give its whole path"
+            )
         if os.path.exists(os.path.join(cwd, program)):
             return NeverRan(f"the interpreter that {program} names in its first line is missing")
-        return NeverRan(f"there is no program {program}")
+        return NeverRan(
+            f"there is no program {program} on that machine; install it there, or mend its path"
+        )
     if number == errno.EACCES:
-        return NeverRan(f"{program} is not executable for this user: {reason}")
+        return NeverRan(
+            f"{program} is not executable for the agent's user: {reason}; chmod +x it, or give it "
+            "to its interpreter"
+        )
     if number == errno.ENOEXEC:
         return NeverRan(
             f"{program} is no program of this machine; a script needs a first line like #!/bin/sh"

@@ -6,13 +6,13 @@ import shutil
 from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 
-from agent_core.bench import Bench
 from agent_core.errors import StoreError
 from agent_core.hooks import reason_of
 from agent_core.lifecycle import HELD, Status
 from agent_core.log import get
 from agent_core.models import Key, Launch, Lost, NeverStarted, Task
 from agent_core.protocols import Execution, Store
+from agent_core.workbench import Workbench
 
 PAGE = 1000  # tasks read at a time
 
@@ -31,7 +31,7 @@ async def unfinished(store: Store) -> AsyncIterator[Task]:
             yield task
 
 
-async def reread(bench: Bench, store: Store, key: Key) -> Task | None:
+async def reread(bench: Workbench, store: Store, key: Key) -> Task | None:
     """The task as it really stands, where somebody else moved it; asked until it can be read."""
     backoff = bench.backoff()
     while True:
@@ -63,7 +63,7 @@ def sweep(runs_dir: Path, names: Collection[str], kept: Collection[str]) -> None
 
 
 async def find_run(
-    bench: Bench, task: Task, launch: Launch, leaving: "asyncio.Future[None]"
+    bench: Workbench, task: Task, launch: Launch, leaving: "asyncio.Future[None]"
 ) -> Found | None:
     """What became of a stored start, by the word of its executor; asked until it is known.
 

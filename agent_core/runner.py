@@ -6,7 +6,6 @@ from typing import Any
 
 from agent_core import endings, progress
 from agent_core import launch as launching
-from agent_core.bench import Bench, consider
 from agent_core.clock import Instant
 from agent_core.endings import Stop
 from agent_core.errors import Conflict, NeverRan, StoreError
@@ -17,6 +16,7 @@ from agent_core.models import Launch, Lost, Outcome, Progress, Reason, Task
 from agent_core.protocols import Execution
 from agent_core.recovery import find_run
 from agent_core.watch import Watch, outcome_of
+from agent_core.workbench import Workbench, consider
 
 PROGRESS_AGE = 1.0  # seconds for which a progress that was read is good enough
 TAIL_LIMIT = 5.0  # seconds for an executor to say what a run printed last
@@ -29,7 +29,7 @@ class Runner:
     `task` is always as stored. `run` returns when there is nothing more to do for this slot.
     """
 
-    def __init__(self, bench: Bench, task: Task) -> None:
+    def __init__(self, bench: Workbench, task: Task) -> None:
         self.task = task
         self._bench = bench
         self._log = get("runner")

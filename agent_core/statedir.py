@@ -71,7 +71,8 @@ class StateDirectory:
 
 
 def _refuse(path: Path, error: OSError) -> NoReturn:
-    where = Path(error.filename) if error.filename else path
+    inner = error.filename and Path(error.filename) != path
+    where = f"{error.filename}: " if inner else ""
     advice = {
         errno.ENOSPC: "free some space there, or choose another",
         errno.EDQUOT: "free some space there, or choose another",
@@ -81,7 +82,7 @@ def _refuse(path: Path, error: OSError) -> NoReturn:
         errno.ENAMETOOLONG: "choose a shorter path",
     }.get(error.errno or 0, "choose another")
     raise StateDirectoryError(
-        f"the state directory {path} cannot be used: {where}: {error.strerror}; "
+        f"the state directory {path} cannot be used: {where}{error.strerror}; "
         f"{advice} by agent.state_dir"
     ) from None
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from agent_core import endings, recovery
-from agent_core.bench import Bench, consider
 from agent_core.clock import Instant
 from agent_core.endings import Stop
 from agent_core.errors import Conflict, StoreError
@@ -15,6 +14,7 @@ from agent_core.models import Key, Lease, Outcome, Reason, Task
 from agent_core.protocols import Held, Scheduler, Store
 from agent_core.runner import Runner
 from agent_core.signals import Signal
+from agent_core.workbench import Workbench, consider
 
 WINDOW = 1000  # tasks that wait in memory; the rest waits in the store
 LOOK_AGAIN = 30.0  # seconds at most until a due time is compared with the clock again
@@ -24,7 +24,9 @@ ABANDON_LIMIT = 5.0  # seconds for the runners to let go
 class Worker:
     """Knows what waits, what runs and how many slots are free. The store knows the truth."""
 
-    def __init__(self, bench: Bench, store: Store, scheduler: Scheduler, max_workers: int) -> None:
+    def __init__(
+        self, bench: Workbench, store: Store, scheduler: Scheduler, max_workers: int
+    ) -> None:
         self._bench = bench
         self._store = store
         self._scheduler = scheduler

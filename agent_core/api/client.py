@@ -116,12 +116,6 @@ class Client:
         body = {"reason": reason} if reason else {}
         return read_task(self._call("POST", _path(task_id, "/cancel"), body=body))
 
-    def suspend(self, task_id: str) -> Task:
-        return read_task(self._call("POST", _path(task_id, "/suspend"), body={}))
-
-    def resume(self, task_id: str) -> Task:
-        return read_task(self._call("POST", _path(task_id, "/resume"), body={}))
-
     def logs(
         self,
         task_id: str,
@@ -139,14 +133,6 @@ class Client:
             query.append(("wait_sec", int(wait_sec)))
         answer = self._call("GET", _path(task_id, "/logs"), query=query)
         return read_log(read_object(answer, "a piece of output"))
-
-    def explain(self, task_id: str) -> Sequence[Json]:
-        """Why it waits: machine_id, code and text of each reason."""
-        data = read_object(self._call("GET", _path(task_id, "/explain")), "a list of reasons")
-        reasons = data.get("reasons")
-        if not isinstance(reasons, list):
-            raise no_answer("a list of reasons")
-        return reasons
 
     def _create(self, path: str, body: Mapping[str, Json], key: str | None) -> Task:
         key = uuid.uuid4().hex if key is None else key
@@ -185,7 +171,10 @@ class Client:
             ) as response:
                 return judge(response, self._read(response))
         except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
-            raise Unreachable(f"cannot reach {self._url}: {_cause(error)}") from error
+            raise Unreachable(
+                f"cannot reach {self._url}: {_cause(error)}; see that the control plane runs, and "
+                "that this is its address"
+            ) from error
 
     def _read(self, response: httpx.Response) -> bytes:
         """The whole body; one that is endless, or drips, is given up."""
@@ -233,4 +222,6 @@ def _cause(error: Exception) -> str:
     words = str(error) or type(error).__name__
     if isinstance(error, httpx.TimeoutException):
         words = "no answer in time"
+    if isinstance(error, httpx.RemoteProtocolError):
+        words = "its answer was cut off"
     return re.sub(r"^\[Errno -?\d+\] ", "", words)

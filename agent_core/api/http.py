@@ -21,6 +21,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from agent_core.api.bodies import Problem, parse_body, parse_query, read_body
 from agent_core.api.wire import Code, Json, same_key
 
+HANG_UP = 2.0  # seconds for handlers to see that their clients are gone
+
 __all__ = [
     "Call",
     "Endpoint",
@@ -163,9 +165,9 @@ class QuietServer(uvicorn.Server):
                 server_header=False,
                 date_header=False,  # refreshed by that tick; `dated` gives ours
                 timeout_keep_alive=75,
-                timeout_graceful_shutdown=grace,
             )
         )
+        self._grace = grace  # seconds
         self._stop = asyncio.Event()
 
     async def main_loop(self) -> None:
@@ -176,7 +178,23 @@ class QuietServer(uvicorn.Server):
         yield
 
     def stop(self) -> None:
-        """Answer what is under way, then end."""
-        self.force_exit = self._stop.is_set()
+        """Answer what is under way, then end; what takes longer than the grace is hung up on."""
+        if self._stop.is_set():
+            self.force_exit = True
+            return
+        asyncio.get_running_loop().call_later(self._grace, self.stop)
         self.should_exit = True
         self._stop.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn would leave at once, or cancel each handler, with a traceback for every one."""
+        await super().shutdown(sockets)
+        if not self.force_exit:
+            return
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()  # a client that left: that is what handlers see
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HANG_UP):
+                await asyncio.gather(*self.server_state.tasks, return_exceptions=True)
+                await self.lifespan.shutdown()

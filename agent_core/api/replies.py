@@ -67,7 +67,10 @@ def _not_ours(response: httpx.Response) -> str:
         target = response.headers.get("Location", "")[:200]
         return f"{_where(response)} points elsewhere ({status} to {target}); name that URL itself"
     kind = response.headers.get("Content-Type", "no content type").partition(";")[0][:80]
-    return f"{_where(response)} gave no answer of a control plane ({status}, {kind})"
+    return (
+        f"{_where(response)} gave no answer of a control plane ({status}, {kind}); "
+        "see that this is its address, and what stands before it"
+    )
 
 
 def _retry_after(response: httpx.Response) -> float | None:

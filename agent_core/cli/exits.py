@@ -12,7 +12,6 @@ import click
 from agent_core.api.wire import Code, Json
 from agent_core.errors import Refused, RemoteGPUError, SettingsError, Unreachable
 
-
 DEBUG: Final = "REMOTEGPU_DEBUG"  # in the environment: show where an error came from
 
 

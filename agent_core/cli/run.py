@@ -10,7 +10,7 @@ import click
 from click.shell_completion import shell_complete
 
 from agent_core import __version__
-from agent_core.api.wire import Json
+from agent_core.api.wire import Code, Json
 from agent_core.cli.exits import DEBUG, CommandFailed, Exit, exit_code, unexpected
 from agent_core.cli.group import LazyGroup
 from agent_core.cli.output import print_json_line
@@ -123,7 +123,7 @@ def _tell(error: click.ClickException | RemoteGPUError | CommandFailed, as_json:
     if isinstance(error, click.ClickException):
         code, message = error.exit_code, error.format_message()
     else:
-        code, message = exit_code(error), str(error)
+        code, message = exit_code(error), _said(error)
     with suppress(OSError):
         if os.environ.get(DEBUG) == "1":
             click.echo("".join(traceback.format_exception(_cause(error))), err=True, nl=False)
@@ -135,6 +135,12 @@ def _tell(error: click.ClickException | RemoteGPUError | CommandFailed, as_json:
             click.echo(f"Try '{error.ctx.command_path} --help' for help.", err=True)
         click.echo(f"{PROGRAM}: {visible_lines(message)}", err=True)
     return code
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, Refused) and error.business_code == Code.NOT_AUTHORISED:
+        return f"{error}; here that is REMOTEGPU_TOKEN, or token in its configuration file"
+    return str(error)
 
 
 def _described(error: Exception, message: str, code: int) -> dict[str, Json]:

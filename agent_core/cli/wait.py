@@ -95,6 +95,14 @@ class Waiting:
     ) -> list[dict[str, Json]]:
         """The tasks as they ended, in the order asked for."""
         self._reached = reached
+        try:
+            return self._until_final(task_ids)
+        except KeyboardInterrupt:
+            goes_on = "waiting has ended, the tasks have not: wait for them again, or cancel them"
+            note(goes_on, as_json=self._as_json)
+            raise
+
+    def _until_final(self, task_ids: Sequence[str]) -> list[dict[str, Json]]:
         ended: dict[str, dict[str, Json]] = {}
         pause = FIRST_PAUSE
         while True:

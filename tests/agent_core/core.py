@@ -12,7 +12,7 @@ import structlog
 
 from agent_core import log
 from agent_core.backoff import Backoff
-from agent_core.bench import Bench
+from agent_core.workbench import Workbench
 from agent_core.clock import Clock, SystemClock
 from agent_core.hooks import Caller
 from agent_core.hookspecs import Hooks, hookimpl
@@ -178,7 +178,7 @@ class Core:
         self.hooks = Caller(manager_of(given_store=GivenStore(store), **plugins))
         self.grew = asyncio.Event()
         self.stored = 0
-        self.bench = Bench(
+        self.bench = Workbench(
             hooks=self.hooks,
             moves=Moves(store, clock, self._event_stored),
             clock=clock,

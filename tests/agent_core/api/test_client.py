@@ -229,9 +229,6 @@ async def test_every_endpoint_is_called_by_its_method_and_path(server: ScriptedS
         "DELETE /api/v1/tasks/t-1": lambda client: client.delete("t-1"),
         "POST /api/v1/tasks/t-1/cancel": lambda client: client.cancel("t-1", reason="why"),
         "POST /api/v1/tasks/t-1/retry": lambda client: client.retry("t-1"),
-        "POST /api/v1/tasks/t-1/suspend": lambda client: client.suspend("t-1"),
-        "POST /api/v1/tasks/t-1/resume": lambda client: client.resume("t-1"),
-        "GET /api/v1/tasks/t-1/explain": lambda client: client.explain("t-1"),
     }
     for what in done.values():
         await call(server, what)

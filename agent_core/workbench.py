@@ -18,7 +18,7 @@ from agent_core.moves import Moves
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Bench:
+class Workbench:
     """Shared by worker, runners and recovery."""
 
     hooks: Caller
@@ -29,7 +29,9 @@ class Bench:
     backoff: Callable[[], Backoff] = Backoff  # for whatever is tried again
 
 
-async def consider(bench: Bench, task: Task, now: Instant) -> tuple[Launch | None, Outcome | None]:
+async def consider(
+    bench: Workbench, task: Task, now: Instant
+) -> tuple[Launch | None, Outcome | None]:
     """The launch that the task's next start would have, and the outcome if it may not run."""
     if task.unreadable:
         return None, endings.refused(Code.INVALID, task.unreadable)
