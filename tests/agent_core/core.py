@@ -12,7 +12,6 @@ import structlog
 
 from agent_core import log
 from agent_core.backoff import Backoff
-from agent_core.workbench import Workbench
 from agent_core.clock import Clock, SystemClock
 from agent_core.hooks import Caller
 from agent_core.hookspecs import Hooks, hookimpl
@@ -23,6 +22,7 @@ from agent_core.protocols import PluginContext, Scheduler, Store
 from agent_core.runner import Runner
 from agent_core.sections import LogSection
 from agent_core.testing.executors import HandExecutor
+from agent_core.workbench import Workbench
 from agent_core.worker import Worker
 from agent_core_plugins.priority_scheduler import PriorityScheduler, PrioritySchedulerSettings
 from agent_core_plugins.sqlite_store import SqliteStore, SqliteStoreSettings
