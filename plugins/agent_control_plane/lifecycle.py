@@ -108,8 +108,7 @@ def _is_start(event: Event) -> bool:
 def _grant(task: Task, attempt: Attempt | None, event: Grant, now: float, terms: Terms) -> Effect:
     if task.ready_for not in ("", event.machine_id):
         return _refuse(Code.CONFLICT, "the task is not free for this machine")
-    lost = attempt is not None and attempt.end is None
-    began = lost and attempt is not None and attempt.started_at is not None
+    began = attempt is not None and attempt.started_at is not None  # and lost, or it were not free
     changes: dict[str, Any] = {
         "status": State.ASSIGNED,
         "attempt_id": event.attempt_id,
@@ -123,7 +122,7 @@ def _grant(task: Task, attempt: Attempt | None, event: Grant, now: float, terms:
     }
     if began:
         changes["lost_attempts"] = task.lost_attempts + 1
-    return Effect(task=changes, attempt={"ended_at": now, "end": End.SUPERSEDED} if lost else {})
+    return Effect(task=changes, attempt={"ended_at": now, "end": End.SUPERSEDED} if attempt else {})
 
 
 def _live(task: Task, attempt: Attempt, now: float, terms: Terms) -> tuple[dict[str, Any], Any]:
@@ -219,9 +218,8 @@ def _describe(task: Task, attempt: Attempt | None, event: Describe, now: float, 
     if task.status in HELD:
         return _refuse(Code.CONFLICT, "an agent holds the task; cancel it, then submit another")
     # Whoever held it before its lease ran out must not come back and run the old words.
-    live = attempt is not None and attempt.end is None
     afresh = {"attempt_id": None, "due_at": None, "retry_count": 0, "lost_attempts": 0}
-    ended = {"ended_at": now, "end": End.SUPERSEDED} if live else {}
+    ended = {"ended_at": now, "end": End.SUPERSEDED} if attempt else {}
     return Effect(task={**event.columns, **afresh}, attempt=ended)
 
 
@@ -243,8 +241,7 @@ def _tick(task: Task, attempt: Attempt | None, event: Tick, now: float, terms: T
 
 
 def _end(task: Task, attempt: Attempt | None, changes: dict[str, Any]) -> Effect:
-    live = attempt is not None and attempt.end is None
-    ended = {"ended_at": changes["ended_at"], "end": End.ENDED} if live else {}
+    ended = {"ended_at": changes["ended_at"], "end": End.ENDED} if attempt else {}
     return Effect(task=changes, attempt=ended)
 
 

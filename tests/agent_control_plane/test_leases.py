@@ -269,6 +269,18 @@ async def test_a_result_that_comes_late_but_before_a_new_grant_is_taken(house: H
     assert await house.agent("2").claim() == []
 
 
+@pytest.mark.parametrize("seconds", [10.0, LEASE + GRACE + 1])
+async def test_renewing_what_has_not_begun_does_not_begin_it(house: House, seconds: float) -> None:
+    agent = house.agent()
+    await house.user.submit()
+    task = await agent.one()
+    await house.pass_time(seconds)
+    assert (await agent.renew(task))[0] == 0
+    shown = await house.user.get(task)
+    assert (shown["status"], shown["started_at"], shown["runs"]) == ("assigned", None, [])
+    assert (await agent.tell(task, "release"))[0] == 0
+
+
 async def test_progress_revives_a_lease_too(house: House) -> None:
     agent = house.agent()
     await house.user.submit()
@@ -341,6 +353,8 @@ async def test_attempts_that_never_began_do_not_count(house: House) -> None:
         task = await house.agent(name).one()
         await house.agent(name).start(task)
         await house.pass_time(LEASE)
+    assert len(await house.agent("idle").claim()) == 1
+    await house.pass_time(LEASE)
     assert len(await house.agent("last").claim()) == 1
 
 

@@ -136,6 +136,19 @@ async def test_its_result_comes_twice_and_counts_once(house: House) -> None:
     assert (await agent.complete(again, 0))[1]["status"] == "completed"
 
 
+async def test_a_retry_that_waits_is_cancelled_at_once_and_its_old_attempt_stays_over(
+    house: House,
+) -> None:
+    await house.user.submit(max_retries=3)
+    agent = house.agent(older=True)
+    task = await agent.one()
+    await agent.start(task)
+    await agent.complete(task, 1)
+    assert (await house.user.cancel(task))[1]["status"] == "cancelled"
+    assert (await agent.renew(task))[0] == 30001
+    assert (await agent.complete(task, 1))[0] == 0
+
+
 async def test_a_cancelled_task_is_not_retried_for_it(house: House) -> None:
     await house.user.submit(max_retries=3)
     agent = house.agent(older=True)
