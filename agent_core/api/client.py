@@ -223,5 +223,5 @@ def _cause(error: Exception) -> str:
     if isinstance(error, httpx.TimeoutException):
         words = "no answer in time"
     if isinstance(error, httpx.RemoteProtocolError):
-        words = "its answer was cut off"
+        words = "its answer was cut off, or is no HTTP"
     return re.sub(r"^\[Errno -?\d+\] ", "", words)

@@ -14,7 +14,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,15 @@ def free_port() -> int:
 class Process:
     """One `remotegpu` process, its log in a file."""
 
-    def __init__(self, args: list[str], env: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, args: list[str], env: Mapping[str, str], log: Path, enter: Sequence[str] = ()
+    ) -> None:
+        """`enter` stands before the command and becomes it, such as `nsenter`."""
         self.log = log
         self._from = log.stat().st_size if log.exists() else 0
         with log.open("ab") as output:
             self.popen = subprocess.Popen(
-                [REMOTEGPU, *args],
+                [*enter, REMOTEGPU, *args],
                 env={**os.environ, **env},
                 stdin=subprocess.DEVNULL,
                 stdout=output,

@@ -131,7 +131,11 @@ class Contact:
             return
         self._registered = False
         if state == "away":
-            self._log.warning("the server is unreachable, work goes on", reason=words)
+            self._log.warning(
+                "the server is unreachable, work goes on and it is asked again",
+                url=self._url,
+                reason=words,
+            )
         else:
             self._log.error(
                 "the server refuses this agent's token; tasks are kept. "

@@ -174,6 +174,8 @@ def _no_answer(status: int, raw: bytes) -> str:
 def _words(error: Exception, timeout: float) -> str:
     if isinstance(error, httpx.TimeoutException):
         return f"no answer within {timeout:g} s"
+    if isinstance(error, httpx.RemoteProtocolError):
+        return "its answer was cut off, or is no HTTP"
     cause: BaseException | None = error
     while cause is not None:  # httpx says only that "all connection attempts failed"
         if isinstance(cause, OSError) and cause.errno and cause.strerror:

@@ -65,6 +65,7 @@ def unusable(error: Exception, path: str) -> StoreError:
 
 
 def damaged(path: str, why: object) -> str:
+    why = " ".join(str(why).split())  # SQLite tells it on several lines
     return (
         f"the database {path} is damaged; keep a copy, let `sqlite3 FILE .recover` save what it "
         f"can, or move it away to begin anew, or name another file by sqlite_store.path ({why})"
