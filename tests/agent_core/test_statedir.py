@@ -168,7 +168,7 @@ def test_an_id_that_is_none_is_not_replaced_in_silence(tmp_path: Path, content: 
 
 def test_a_file_in_its_place_is_said_to_be_one(tmp_path: Path) -> None:
     (tmp_path / "s").write_text("")
-    assert f"{tmp_path}/s: Not a directory" in refusal(tmp_path / "s")
+    assert f"{tmp_path}/s cannot be used: Not a directory" in refusal(tmp_path / "s")
     assert "Not a directory" in refusal(tmp_path / "s" / "below")
 
 

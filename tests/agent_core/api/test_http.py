@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -100,6 +100,32 @@ async def test_a_second_stop_waits_for_nobody() -> None:
     for task in others:  # what a process that ends leaves behind
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
+
+
+async def test_whoever_dawdles_beyond_the_grace_is_hung_up_on_without_a_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked, left = asyncio.Event(), asyncio.Event()
+
+    async def dawdling(request: Request) -> Response:
+        asked.set()
+        try:
+            await request.body()
+        except ClientDisconnect:
+            left.set()
+        return Response(status_code=499)
+
+    async with serving(app(Route("/", dawdling, methods=["POST"])), grace=0) as (server, url):
+        port = int(url.rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+        await asked.wait()
+        server.stop()
+        await left.wait()
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        writer.close()
+    assert caplog.records == []
 
 
 async def test_each_answer_carries_our_clocks_date_once() -> None:

@@ -185,7 +185,9 @@ async def test_ctrl_c_ends_a_wait_with_130_and_no_traceback(server: ScriptedServ
     await server.wait_for("/api/v1/tasks/t-1", 2)
     process.send_signal(signal.SIGINT)
     out, err = await process.communicate()
-    assert (process.returncode, out, err) == (130, b"", b"")
+    assert (process.returncode, out) == (130, b"")
+    assert err.startswith(b"remotegpu: waiting has ended, the tasks have not")
+    assert err.count(b"\n") == 1
 
 
 @pytest.mark.parametrize(
