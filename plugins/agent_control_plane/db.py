@@ -15,9 +15,11 @@ from sqlalchemy.pool import QueuePool
 
 from agent_control_plane import sqlite_file
 from agent_control_plane.sqlite_file import BUSY_TIMEOUT, FileLock
+from agent_core import log
 from agent_core.api.http import Problem
 from agent_core.api.wire import Code
 
+_log = log.get("database")
 T = TypeVar("T")
 Work = Callable[[Connection], T]
 READERS: Final = 4  # threads, and connections
@@ -31,6 +33,10 @@ _PASSING: Final = {
     sqlite3.SQLITE_READONLY: "the server's database is read-only",
     sqlite3.SQLITE_CANTOPEN: "the server's database cannot be opened",
 }
+
+
+class DiskRefuses(Problem):
+    """The database cannot be used at the moment; what was asked has not been done."""
 
 
 class _Job(NamedTuple):
@@ -60,6 +66,7 @@ class Database:
         self._connection = self._begin()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="db-read")
+        self._refusing = False  # the writer thread's alone
         self._writer = threading.Thread(target=self._serve, name="db-write", daemon=True)
         self._writer.start()
         self._closed = False
@@ -148,9 +155,20 @@ class Database:
                 stop = job is None
                 if job is not None:
                     jobs.append(job)
-            _tell(self._run(jobs))
+            done = self._run(jobs)
+            self._say(done)
+            _tell(done)
             if stop:
                 return
+
+    def _say(self, done: Sequence[_Done]) -> None:
+        """Each change once, for whoever runs the server."""
+        why = next((str(d.error) for d in done if isinstance(d.error, DiskRefuses)), "")
+        if why and not self._refusing:
+            _log.error("nothing can be written, requests are put off", why=why, path=self.path)
+        elif self._refusing and not why:
+            _log.info("the database can be written again", path=self.path)
+        self._refusing = bool(why)
 
     def _run(self, jobs: Sequence[_Job]) -> list[_Done]:
         """All in one transaction; if that breaks as a whole, each in its own."""
@@ -210,7 +228,7 @@ def _in_words(error: Exception) -> Exception:
     """What the disk refused as a problem that may pass; anything else as it is."""
     code = getattr(getattr(error, "orig", error), "sqlite_errorcode", None)
     words = None if code is None else _PASSING.get(code & 0xFF)
-    return error if words is None else Problem(Code.FULL, f"{words}; try again later")
+    return error if words is None else DiskRefuses(Code.FULL, f"{words}; try again later")
 
 
 def _engine(path: Path, begin: str, *pragmas: str) -> Engine:

@@ -13,6 +13,7 @@ from agent_control_plane.ledger import SWEPT_AT_ONCE, sweep
 from agent_control_plane.settings import ServerSettings
 from agent_control_plane.tasks import Gauge
 from agent_core import log
+from agent_core.api.http import Problem
 from agent_core.clock import Clock
 
 SWEEP_EVERY: Final = 5.0  # seconds; a claim sweeps too, so nobody waits for this
@@ -74,7 +75,9 @@ class Plane:
                     self._forgot_at = self.clock.wall()
                     await self.forget()
             except Exception as error:  # a full disk must not end the server; said once a change
-                if not failing:
+                if not failing and isinstance(error, Problem):
+                    self._log.error("leases cannot be swept, trying again", why=str(error))
+                elif not failing:
                     self._log.exception("leases cannot be swept, trying again", error=str(error))
                 failing = True
             else:

@@ -1,15 +1,17 @@
 """docs/trouble.md, "While it runs, and stopping": disks that fill up, Ctrl-C once and twice."""
 
 import asyncio
-import json
+import contextlib
 import shutil
 import signal
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from agent_core.testing.http_server import ScriptedServer, answer
 from tests.end_to_end.records import AgentFile, processes_of
 from tests.end_to_end.site import Process, Site, wait_for
-from tests.end_to_end.trouble import Row, server_env, small_disk
+from tests.end_to_end.trouble import Disk, Row, server_env, small_disk
 
 
 def test_ctrl_c_ends_an_agent_gently(site: Site, row: Row) -> None:
@@ -95,27 +97,45 @@ def test_the_disk_of_a_running_agent_fills_up(site: Site, row: Row) -> None:
         assert AgentFile(Path(kept)).unsent() == []
 
 
-def test_the_disk_of_a_running_server_fills_up(site: Site, row: Row) -> None:
+@contextlib.contextmanager
+def _server_on_a_full_disk(site: Site) -> Iterator[tuple[Disk, Mapping[str, str], list[str]]]:
+    """The disk, the server's environment, and the tasks that it accepted."""
     with small_disk(site.root / "disk", "3m") as disk:
         env = server_env(site, database=f"sqlite:///{disk.inside}/server.db")
         site.server = Process(["server"], env, site.root / "server.log", enter=disk.enter)
         site.server.says("listening")
         accepted = [site.submit("true")]
         disk.fill()
+        yield disk, env, accepted
 
-        big = {"command": "true", "env": {"FILLER": "x" * 100_000}}
-        status, said = 0, {}
-        for _ in range(200):  # the log still has some room
-            status, said = site.call("POST", "/api/v1/tasks", big)
-            if status != 201:
-                break
-            accepted.append(said["data"]["id"])
 
-        assert status == 503, json.dumps(said)[:300]
+def _submit_until_refused(site: Site, accepted: list[str]) -> tuple[int, dict[str, Any]]:
+    big = {"command": "true", "env": {"FILLER": "x" * 100_000}}
+    for _ in range(200):  # what the log has taken already is room, too
+        status, said = site.call("POST", "/api/v1/tasks", big)
+        if status != 201:
+            return status, said
+        accepted.append(said["data"]["id"])
+    raise AssertionError("the disk is not full")
+
+
+def test_a_disk_that_fills_up_is_told_to_whoever_asks(site: Site, row: Row) -> None:
+    with _server_on_a_full_disk(site) as (_, _, accepted):
+        status, said = _submit_until_refused(site, accepted)
+
+        assert status == 503
         row.went_on(said["message"])
         assert [site.task(task_id)["id"] for task_id in accepted] == accepted
+
+
+def test_the_disk_of_a_running_server_fills_up(site: Site, row: Row) -> None:
+    with _server_on_a_full_disk(site) as (disk, env, accepted):
+        _submit_until_refused(site, accepted)
         disk.empty()
         accepted.append(site.submit("true"))
+
+        assert site.server is not None
+        row.went_on(site.server.text)
         site.server.kill()
         site.server = Process(["server"], env, site.root / "server.log", enter=disk.enter)
         site.server.says("listening")
