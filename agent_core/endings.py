@@ -23,6 +23,12 @@ def timed_out(timeout: float) -> Stop:
     return Stop(reason=Reason.TIMEOUT, code=Code.TIMED_OUT, words=words)
 
 
+def out_of_contact() -> Stop:
+    """For work that must never overlap: it returns, and begins anew when the lease is renewed."""
+    words = "stopped: there was no contact for so long that the task may be given to another agent"
+    return Stop(reason=Reason.PREEMPTED, code=Code.LEASE_OVER, words=words)
+
+
 def agent_left() -> Stop:
     """For an executor whose runs end with the agent."""
     words = "the agent stopped, and this executor's runs cannot go on without it"

@@ -43,6 +43,9 @@ class Lease:
     """Until when an attempt is ours without another word from the server."""
 
     until: Instant
+    # Seconds past `until` by which its run must have ended, where it may never overlap with the
+    # next one (`on_lost_contact: stop`). None: it goes on until it hears of another grant.
+    stop_after: float | None = None
 
     def over(self, clock: Clock) -> bool:
         return self.until.age(clock) >= 0

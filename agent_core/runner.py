@@ -239,6 +239,7 @@ class Runner:
                 timeout=self.task.timeout,
                 started_at=self.task.started_at,
                 clock=self._bench.clock,
+                contact_left=lambda needed: self._bench.leases.contact_left(self.task, needed),
                 called=self._called,
                 stop=lambda: self._stop,
             )
@@ -250,6 +251,9 @@ class Runner:
         outcome = replace(outcome, ended_at=outcome.ended_at or self._bench.clock.wall())
         if outcome.reason is Reason.CANCELLED:
             await self._make(Move.CANCEL, outcome=outcome)
+        elif outcome.reason is Reason.PREEMPTED:
+            await self._make(Move.PREEMPT, outcome=outcome)
+            await self._make(Move.RETURN)
         elif outcome.success:
             await self._make(Move.COMPLETE, outcome=outcome)
         elif self.task.retry_count < self.task.max_retries:

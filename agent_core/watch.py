@@ -17,6 +17,7 @@ from agent_core.protocols import Execution
 LONGEST_WAIT = 60.0  # seconds; then the timeout is looked at again, for machines that slept
 KILL_AGAIN = 5.0  # seconds between two KILLs to a tree that does not end
 TICK = 0.05  # seconds that two clocks of one run's beginning may differ by
+TO_KILL = 2.0  # seconds in which a tree is gone after KILL, before another may begin elsewhere
 LET_GO = 5.0  # seconds for an executor's wait to end once it was cancelled
 
 
@@ -28,6 +29,8 @@ class Watch:
     timeout: float  # seconds
     started_at: Instant
     clock: Clock
+    # Seconds until it must be told to end for want of contact, if ending takes so many seconds.
+    contact_left: Callable[[float], float]
     called: "asyncio.Future[None]"  # a stop was named, or the agent leaves
     stop: Callable[[], Stop | None]  # the one that was named
 
@@ -75,14 +78,17 @@ async def _wait(execution: Execution) -> Outcome:
 
 
 async def _ended_or_stopped(watch: Watch, waiter: "asyncio.Task[Outcome]") -> Stop | None:
-    """Wait for the run's end (None), a stop, its timeout, or the agent's leaving (None)."""
+    """Wait for the run's end (None), a stop, its timeout, lost contact, or our leaving (None)."""
     ends: set[asyncio.Future[Any]] = {waiter, watch.called}
     while not waiter.done() and not watch.called.done():
         left = watch.timeout - watch.started_at.age(watch.clock)
         if left <= 0:
             return endings.timed_out(watch.timeout)
+        contact = watch.contact_left(watch.execution.grace + TO_KILL)
+        if contact <= 0:
+            return endings.out_of_contact()
         await asyncio.wait(
-            ends, timeout=min(left, LONGEST_WAIT), return_when=asyncio.FIRST_COMPLETED
+            ends, timeout=min(left, contact, LONGEST_WAIT), return_when=asyncio.FIRST_COMPLETED
         )
     return watch.stop()
 

@@ -1,13 +1,14 @@
 """The loop that gives each free slot the task whose turn it is."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from agent_core import endings, recovery
 from agent_core.clock import Instant
 from agent_core.endings import Stop
 from agent_core.errors import Conflict, StoreError
+from agent_core.feed import Feed
 from agent_core.lifecycle import FINAL, Move, Status
 from agent_core.log import about, get
 from agent_core.models import Key, Lease, Outcome, Reason, Task
@@ -17,7 +18,6 @@ from agent_core.signals import Signal
 from agent_core.workbench import Workbench, consider
 
 WINDOW = 1000  # tasks that wait in memory; the rest waits in the store
-LOOK_AGAIN = 30.0  # seconds at most until a due time is compared with the clock again
 ABANDON_LIMIT = 5.0  # seconds for the runners to let go
 
 
@@ -40,8 +40,7 @@ class Worker:
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._wake = asyncio.Event()
         self.changed = Signal()  # there may be more room than there was
-        self._more_stored = True  # the store may have waiting tasks that memory has not
-        self._next_due: float | None = None
+        self._feed = Feed(store, bench.clock)
         self._leaving = False
 
     # --- what others ask
@@ -78,7 +77,7 @@ class Worker:
             elif task.source:
                 self._held[task.key] = task
         await asyncio.to_thread(recovery.sweep, self._bench.runs_dir, rooms, kept)
-        await self._feed()
+        await self._take_in()
 
     async def admit(self, tasks: Sequence[Task]) -> None:
         """New tasks, stored already: refuse what may not run here, let the rest wait."""
@@ -119,7 +118,11 @@ class Worker:
         task = self._held.get(key)
         if task is None:
             return
-        self._bench.leases.renew(key, lease)
+        runner = self._runners.get(key)
+        task = runner.task if runner else task
+        lease = self._bench.leases.renew(task, lease)
+        if lease.stop_after is not None:
+            self._in_background(self._bench.leases.save(self._store, task), f"lease {task.id}")
         if key in self._parked:
             self._parked.discard(key)
             self._wait(task)
@@ -131,14 +134,14 @@ class Worker:
         """Start what may start, whenever something has changed. Ends only by an error."""
         while True:
             self._wake.clear()
-            await self._feed()
+            await self._take_in()
             self._fill()
             wake = asyncio.ensure_future(self._wake.wait())
             events: set[asyncio.Future[Any]] = {wake, self._failed}
             try:
                 await asyncio.wait(
                     events,
-                    timeout=self._until_due(),
+                    timeout=self._feed.until_due(),
                     return_when=asyncio.FIRST_COMPLETED,
                 )
             finally:
@@ -146,39 +149,14 @@ class Worker:
             if self._failed.done():
                 self._failed.result()
 
-    async def _feed(self) -> None:
-        """Bring waiting tasks whose time has come from the store into memory, most urgent first."""
-        now = self._bench.clock.wall()
-        if self._next_due is not None and self._next_due <= now:
-            self._next_due, self._more_stored = None, True
-        space = WINDOW - len(self._waiting)
-        if not self._more_stored or space <= 0 or self._leaving:
+    async def _take_in(self) -> None:
+        """Let tasks of the store whose time has come wait here for a slot."""
+        if self._leaving:
             return
-        # Forgotten before it is read: whoever sets it again meanwhile must not be overwritten.
-        self._next_due, self._more_stored = None, False
-        try:
-            known = self._waiting | self._parked | self._runners.keys()
-            tasks = await self._store.due(now, limit=space, skip=known)
-            self._look_at(await self._store.next_due(now))
-        except StoreError as error:
-            self._log.error("waiting tasks cannot be read, trying again", why=str(error))
-            self._more_stored = True
-            self._look_at(now + LOOK_AGAIN)
-            return
-        self._more_stored = self._more_stored or len(tasks) == space
-        for task in tasks:
+        known = self._waiting | self._parked | self._runners.keys()
+        for task in await self._feed.take(WINDOW - len(self._waiting), known):
             self._held.setdefault(task.key, task)
             self._wait(task)
-
-    def _look_at(self, due: float | None) -> None:
-        """The store has a task whose time comes then."""
-        if due is not None and (self._next_due is None or due < self._next_due):
-            self._next_due = due
-
-    def _until_due(self) -> float | None:
-        if self._next_due is None:
-            return None
-        return min(max(self._next_due - self._bench.clock.wall(), 0.05), LOOK_AGAIN)
 
     def _fill(self) -> None:
         """Give every free slot a task, if there is one that may begin."""
@@ -206,7 +184,10 @@ class Worker:
         self._held[task.key] = task
         runner = Runner(self._bench, task)
         self._runners[task.key] = runner
-        job = asyncio.create_task(self._drive(runner), name=f"runner {task.id}")
+        self._in_background(self._drive(runner), f"runner {task.id}")
+
+    def _in_background(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        job = asyncio.create_task(work, name=name)
         self._background.add(job)
         job.add_done_callback(self._driven)
 
@@ -241,7 +222,7 @@ class Worker:
         elif task.due_at <= self._bench.clock.wall():
             self._wait(task)
         else:
-            self._look_at(task.due_at)
+            self._feed.look_at(task.due_at)
 
     def _driven(self, job: asyncio.Task[None]) -> None:
         self._background.discard(job)
@@ -250,7 +231,7 @@ class Worker:
 
     def _wait(self, task: Task) -> None:
         if len(self._waiting) >= WINDOW:
-            self._more_stored = True
+            self._feed.look_again()
             return
         self._waiting.add(task.key)
         self._scheduler.add(task)
@@ -266,7 +247,7 @@ class Worker:
         try:
             await self._bench.moves.make(task, move, outcome=outcome)
         except StoreError:
-            self._more_stored = True  # it is still pending in the store: take it up from there
+            self._feed.look_again()  # it is still pending in the store: take it up from there
             self._wake.set()
             raise
         self._forget(task.key)

@@ -46,7 +46,7 @@ class StoreContract(OutboxContract):
             unreadable="no command",
             extra={"customer_id": 2**60, "nested": [None, True, {"a": 1.5}], "zero": 0},
             status=Status.SUSPENDED,
-            lease=Lease(until=moment),
+            lease=Lease(until=moment, stop_after=7.5),
             due_at=1_800_000_000.0625,
             retry_count=2,
             run_no=3,

@@ -1,5 +1,8 @@
 """The leases that we hold."""
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from agent_core.clock import Instant
@@ -35,7 +38,7 @@ async def test_a_renewal_counts_until_the_task_is_dropped() -> None:
     leases = Leases(clock)
     given = task(lease=lease(clock, 10))
     longer = lease(clock, 20)
-    leases.renew(given.key, longer)
+    leases.renew(given, longer)
     await clock.advance(15)
     assert leases.of(given) == longer
     assert not leases.over(given)
@@ -79,3 +82,29 @@ def test_an_attempt_has_begun_with_its_first_run(status: Status, run_no: int, be
     held = Leases(clock).held(given)
     assert (held.begun, held.status, held.key) == (begun, status, given.key)
     assert (held.source, held.timeout, held.lease) == ("server", 9.0, given.lease)
+
+
+async def test_a_run_that_goes_on_without_contact_is_never_told_to_end() -> None:
+    clock = TurnedClock()
+    given = task(lease=lease(clock, 10))
+    await clock.advance(1e6)
+    assert Leases(clock).contact_left(given, 5) == math.inf
+    assert Leases(clock).contact_left(task(source=""), 5) == math.inf
+
+
+async def test_a_run_that_must_not_overlap_is_told_in_time_to_have_ended_by_then() -> None:
+    clock = TurnedClock()
+    leases = Leases(clock)
+    given = task(lease=replace(lease(clock, 10), stop_after=20.0))
+    assert leases.contact_left(given, 5) == 25.0
+    await clock.advance(25)
+    assert leases.contact_left(given, 5) == 0.0
+
+
+async def test_a_renewal_leaves_what_may_be_done_without_contact_as_it_was_granted() -> None:
+    clock = TurnedClock()
+    leases = Leases(clock)
+    given = task(lease=replace(lease(clock, 10), stop_after=20.0))
+    for seconds in (30, 60):
+        leases.renew(given, lease(clock, seconds))
+        assert leases.contact_left(given, 0) == seconds + 20.0

@@ -33,6 +33,7 @@ from agent_core.protocols import Execution
 from agent_core.runner import STARTS, Runner
 from agent_core.testing.clock import TurnedClock
 from agent_core.testing.executors import HandRun
+from agent_core.watch import TO_KILL
 from tests.agent_core.core import Core, task, until, within
 
 CANCEL = Stop(reason=Reason.CANCELLED, code=30002, words="cancelled by Ada")
@@ -907,3 +908,36 @@ async def test_processes_of_an_agent_that_leaves_end_with_it(tmp_path: Path) -> 
     assert failed.outcome
     assert (failed.outcome.reason, failed.outcome.signal) == (Reason.LOST, "SIGTERM")
     await core.close()
+
+
+# --- without contact
+
+
+async def test_a_run_that_must_not_overlap_ends_without_contact_and_waits_for_its_lease(
+    core: Core,
+) -> None:
+    lease = Lease(until=Instant.now(core.clock).plus(0.3), stop_after=0.01 + TO_KILL)
+    given = task(lease=lease)
+    _, job = await begin(core, given)
+    run = await core.executor.next_run()
+    assert await run.signalled() == signal.SIGTERM
+    await within(job)
+    waits = await core.get(given)
+    assert (waits.status, waits.retry_count) == (Status.PENDING, 0)
+    assert core.bench.leases.over(waits), "it begins again only when it is renewed"
+    [ended] = await core.store.runs(given.key)
+    assert ended.outcome.reason is Reason.PREEMPTED
+    assert "no contact" in ended.outcome.error
+    assert await core.events() == [("start", "t1"), ("run", "t1")]
+
+
+async def test_a_run_whose_lease_is_over_goes_on_where_it_may(core: Core) -> None:
+    given = task(lease=Lease(until=Instant.now(core.clock).plus(0.2)))
+    _, job = await begin(core, given)
+    run = await core.executor.next_run()
+    await core.until_status(given, "running")
+    await until(lambda: core.bench.leases.over(given))
+    run.end(0)
+    await within(job)
+    assert (await core.get(given)).status is Status.COMPLETED
+    assert run.signals == []

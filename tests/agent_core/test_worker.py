@@ -292,7 +292,7 @@ async def test_a_task_that_begins_while_its_cancel_looks_for_it_is_cancelled_all
     gate = core.store.hold("get")
     cancel = asyncio.create_task(core.worker.cancel(local.key, code=7, reason="by Ada"))
     await within(core.store.entered["get"].wait())
-    core.worker._more_stored = True
+    core.worker._feed.look_again()
     await core.worker.admit([])
     run = await core.executor.next_run()
     await core.until_status(local, "running")
@@ -311,7 +311,7 @@ async def test_a_task_that_begins_while_its_cancel_is_saved_is_cancelled_all_the
     gate = core.store.hold("save", before=True)
     cancel = asyncio.create_task(core.worker.cancel(local.key, code=7, reason="by Ada"))
     await within(core.store.entered["save"].wait())
-    core.worker._more_stored = True
+    core.worker._feed.look_again()
     await core.worker.admit([])
     run = await core.executor.next_run()
     await core.until_status(local, "running")
@@ -353,7 +353,7 @@ async def test_a_cancel_that_fails_while_the_store_is_read_forgets_nobody(core: 
     await running(core, T1, T2)
     await core.bring(T3)
     gate = core.store.hold("due")
-    core.worker._more_stored = True
+    core.worker._feed.look_again()
     await core.worker.admit([])
     await within(core.store.entered["due"].wait())
     core.store.fail("save", StoreFull("no room"))
@@ -414,7 +414,7 @@ async def test_a_retry_that_is_stored_while_the_due_times_are_read_is_not_forgot
     await core.start()
     [run] = await running(core, task(max_retries=1, retry_delay=0.3))
     gate = core.store.hold("next_due")
-    core.worker._more_stored = True
+    core.worker._feed.look_again()
     await core.worker.admit([])
     await within(core.store.entered["next_due"].wait())
     run.end(1)
@@ -668,3 +668,16 @@ async def test_who_is_hurried_writes_nothing_more(core: Core) -> None:
     await within(leaving)
     assert (await core.get(T1)).status is Status.RUNNING
     assert not core.worker._background
+
+
+async def test_a_renewal_of_a_run_that_must_not_overlap_outlives_the_agent(core: Core) -> None:
+    await core.start()
+    now = Instant.now(core.clock)
+    given = task(lease=Lease(until=now.plus(60), stop_after=600.0))
+    await running(core, given)
+    core.worker.renewed(given.key, Lease(until=now.plus(300)))
+
+    async def kept() -> bool:
+        return (await core.get(given)).lease == Lease(until=now.plus(300), stop_after=600.0)
+
+    await until(kept)

@@ -129,3 +129,49 @@ def test_scenario_21_no_run_begins_after_its_lease_has_ended(site: Site) -> None
 
     assert site.wait(waits)["status"] == "completed"
     assert site.wait(runs)["status"] == "completed"
+
+
+def test_scenario_21_work_that_must_not_overlap_has_ended_before_anybody_else_begins(
+    site: Site,
+) -> None:
+    """Cut off from its server, the first agent ends the run in time, and keeps the task."""
+    gate = site.gate()
+    body = f"trap 'echo stopped >> stopped; exit 1' TERM; {gate.wait}"
+    site.start_server(lease_sec=2, disconnect_grace=8)
+    relay = site.relay()
+    site.start_agent("one", server_client__url=relay.url, subprocess_executor__grace=1)
+    task_id = site.submit_marked(body, on_lost_contact="stop")
+    site.wait(task_id, "running")
+    first = processes_of(task_id)
+    site.start_agent("two")
+    site.agents["two"].says("ready")
+
+    relay.cut()
+    wait_for(lambda: len(site.marks("begin", task_id)) == 2, "it runs elsewhere")
+    assert not set(first) & set(processes_of(task_id)), "the first run had ended by then"
+    assert site.file("one").status(task_id) == "pending", "its agent waits for word of the lease"
+    gate.open()
+    relay.mend()
+
+    assert site.wait(task_id)["status"] == "completed"
+    wait_for(lambda: site.file("one").status(task_id) == "cancelled", "the first attempt is over")
+    assert len(site.marks("begin", task_id)) == 2
+
+
+def test_scenario_21_work_that_must_not_overlap_runs_on_while_there_is_contact(site: Site) -> None:
+    """Also under a lease and a grace that are shorter than the task, and over a restart."""
+    gate = site.gate()
+    site.start_server(lease_sec=2, disconnect_grace=5)
+    agent = site.start_agent(subprocess_executor__grace=1)
+    task_id = site.submit_marked(gate.wait, on_lost_contact="stop")
+    site.wait(task_id, "running")
+    granted = site.task(task_id)["lease_expires_at"]
+    wait_for(lambda: site.task(task_id)["lease_expires_at"] > granted, "it is renewed", 30)
+    agent.kill()
+    site.start_agent(subprocess_executor__grace=1)
+    held = site.task(task_id)["lease_expires_at"]
+    wait_for(lambda: site.task(task_id)["lease_expires_at"] > held, "it is renewed again", 30)
+    gate.open()
+
+    assert site.wait(task_id)["status"] == "completed"
+    assert len(site.marks("begin", task_id)) == 1

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from agent_core import Clock, Json, Lease, Task, wire
@@ -22,6 +23,7 @@ _READ = frozenset(
         *("id", "attempt_id", "name", "type", "command", "args", "exec", "workdir", "env"),
         *("env_vars", "timeout", "priority", "created_at"),
         *("retry_count", "max_retries", "retry_delay"),
+        *("on_lost_contact", "disconnect_grace"),
     }
 )
 
@@ -49,7 +51,7 @@ def read_tasks(
             fixed: dict[str, Any] = {"id": key[0], "attempt_id": key[1], "source": source}
             fixed |= {"lease": lease, "created_at": clock.wall()}
             try:
-                task = Task(**fixed | _description(entry))
+                task = Task(**fixed | _description(entry) | {"lease": _lease(entry, lease)})
             except Unreadable as error:
                 task = Task(**fixed, command="", unreadable=_sayable(str(error)))
             tasks.setdefault(key, task)
@@ -97,6 +99,13 @@ def _description(entry: Mapping[str, Json]) -> dict[str, Any]:
     if created_at := _time(entry.get("created_at")):
         found["created_at"] = created_at
     return found
+
+
+def _lease(entry: Mapping[str, Json], lease: Lease) -> Lease:
+    """With the time by which a run that must never overlap has to end without contact."""
+    if entry.get("on_lost_contact") != "stop":
+        return lease
+    return replace(lease, stop_after=_number(entry, "disconnect_grace"))
 
 
 def _text(entry: Mapping[str, Json], name: str) -> str:

@@ -39,6 +39,7 @@ MOVING = frozenset(  # the second group of Task's fields: what a move may change
     }
 )
 _INSTANTS = ("assigned_at", "started_at")
+_LEASE = ("lease", "lease_boottime", "lease_boot_id", "lease_stop_after")
 _EMPTY = "{}"
 _ENCODER = json.JSONEncoder(separators=(",", ":"), check_circular=True)
 _AT = {name: place for place, name in enumerate(sql.TASK)}
@@ -78,7 +79,7 @@ def task_row(task: Task) -> tuple[object, ...]:
         task.unreadable,
         _dumps(dict(task.extra)),
         task.status.value,
-        *_instant_row(task.lease.until if task.lease else None),
+        *_lease_row(task.lease),
         task.due_at,
         task.retry_count,
         task.run_no,
@@ -99,10 +100,11 @@ def changed_columns(changes: Mapping[str, Any]) -> dict[str, object]:
     for name, value in changes.items():
         if name == "outcome":
             columns.update(zip(sql.OUTCOME, outcome_row(value), strict=True))
-        elif name == "lease" or name in _INSTANTS:
-            instant = value.until if name == "lease" and value else value
+        elif name == "lease":
+            columns.update(zip(_LEASE, _lease_row(value), strict=True))
+        elif name in _INSTANTS:
             names = (name, f"{name}_boottime", f"{name}_boot_id")
-            columns.update(zip(names, _instant_row(instant), strict=True))
+            columns.update(zip(names, _instant_row(value), strict=True))
         elif name == "handle":
             columns[name] = _dumps(dict(value))
         else:
@@ -167,7 +169,7 @@ def as_task(row: Row) -> Task:
         unreadable=row[15],
         extra=_loads(row[16]),
         status=Status(row[17]),
-        lease=_lease(row[_LEASE_AT : _LEASE_AT + 3]),
+        lease=_lease(row[_LEASE_AT : _LEASE_AT + 4]),
         due_at=row[_AT["due_at"]],
         retry_count=row[_AT["retry_count"]],
         run_no=row[_AT["run_no"]],
@@ -233,6 +235,12 @@ def _instant(row: Row) -> Instant | None:
     return Instant(wall=row[0], boottime=row[1], boot_id=row[2])
 
 
+def _lease_row(lease: Lease | None) -> tuple[object, ...]:
+    if lease is None:
+        return (None,) * len(_LEASE)
+    return (*_instant_row(lease.until), lease.stop_after)
+
+
 def _lease(row: Row) -> Lease | None:
     until = _instant(row)
-    return Lease(until=until) if until else None
+    return Lease(until=until, stop_after=row[3]) if until else None

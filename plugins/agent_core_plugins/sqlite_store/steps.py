@@ -35,6 +35,7 @@ _FIRST = (
         lease REAL,
         lease_boottime REAL,
         lease_boot_id TEXT,
+        lease_stop_after REAL,
         due_at REAL NOT NULL,
         retry_count INTEGER NOT NULL,
         run_no INTEGER NOT NULL,

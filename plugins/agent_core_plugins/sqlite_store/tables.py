@@ -74,6 +74,7 @@ class TaskColumns(SQLModel):
     lease: float | None = _real()
     lease_boottime: float | None = _real()
     lease_boot_id: str | None = _maybe_text()
+    lease_stop_after: float | None = _real()
     due_at: float = _real(0.0)
     retry_count: int = 0
     run_no: int = 0

@@ -294,3 +294,21 @@ def test_whatever_json_comes_is_read_or_refused_alone(entries: list[dict[str, An
         assert 0 < task.timeout <= 1e9
         assert 0 < task.retry_delay <= 1e9
         assert 0 <= task.retry_count <= 2**31
+
+
+@pytest.mark.parametrize(
+    ("sent", "read_as"),
+    [
+        ({"on_lost_contact": "stop", "disconnect_grace": 90}, 90.0),
+        ({"on_lost_contact": "stop"}, 0.0),
+        ({"on_lost_contact": "keep", "disconnect_grace": 90}, None),
+        ({"disconnect_grace": 90}, None),
+    ],
+)
+def test_only_a_task_that_must_not_overlap_has_a_time_to_stop_without_contact(
+    sent: dict[str, Any], read_as: float | None
+) -> None:
+    task = one(**sent)
+    assert task.lease
+    assert task.lease.stop_after == read_as
+    assert not task.extra.keys() & sent.keys()
