@@ -176,7 +176,7 @@ def small_disk(at: Path, size: str) -> Iterator[Disk]:
         yield Disk(
             inside=at,
             path=Path(f"/proc/{holder.pid}/root{at}"),
-            enter=["nsenter", "--target", str(holder.pid), *entering, "--mount", "--"],
+            enter=["nsenter", "--target", str(holder.pid), *entering, "--mount", "--root", "--"],
         )
     finally:
         holder.kill()
