@@ -84,7 +84,9 @@ async def test_an_outage_and_its_end_are_said_once_and_then_the_agent_registers_
         for _ in range(5):
             with pytest.raises(Unreachable):
                 await site.client.report([_start(1)])
-        assert site.said("warning") == ["the server is unreachable, work goes on and it is asked again"]
+        assert site.said("warning") == [
+            "the server is unreachable, work goes on and it is asked again"
+        ]
         assert "refused" in site.capture.entries[-1]["reason"]
         await server.start()
         server.on(f"{API}/tasks/*/start", answer())
