@@ -165,8 +165,9 @@ def test_a_capture_keeps_head_and_tail_however_it_is_filled() -> None:
 async def test_a_reader_that_never_pauses_does_not_starve_the_loop(tmp_path: Path) -> None:
     launch = make_launch(tmp_path, "/bin/sh", "-c", "yes")
     execution = await ChildExecution.start(launch, max_output_size=2048)
-    for _ in range(200):
-        await asyncio.sleep(0)
+    async with asyncio.timeout(30):
+        while len(await execution.tail("stdout", 4096)) < 2048:  # more than is kept was read
+            await asyncio.sleep(0)
     assert await execution.signal(signal.SIGKILL)
     outcome = await end(execution)
     assert outcome.exit_code == 137
