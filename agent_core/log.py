@@ -19,6 +19,7 @@ Entry = MutableMapping[str, Any]
 MASK = "***"
 SHORTEST_SECRET = 6  # characters; shorter ones would be found in ordinary words
 LONGEST_VALUE = 2000  # characters of one value, and of an event
+ABOUT = ("task", "attempt", "run")
 LONGEST_TRACEBACK = 20_000  # characters; the end is kept, where the error stands
 _SECRET_NAME = re.compile(r"token|password|secret|authorization|cookie", re.IGNORECASE)
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # forges or breaks lines
@@ -132,13 +133,18 @@ def _text(logger: _Named, _method: str, entry: Entry) -> str:
     """`12:00:01 info     server_client  registered  server=http://…`, a traceback below it."""
     time = dt.datetime.now().astimezone().strftime("%H:%M:%S")
     level, event, trace = entry.pop("level"), entry.pop("event", ""), entry.pop("exception", None)
-    pairs = " ".join(f"{key}={_value(value)}" for key, value in entry.items())
+    # What it is about comes last and in one order, whichever way it was bound.
+    pairs = " ".join(f"{key}={_value(entry[key])}" for key in sorted(entry, key=_place))
     line = f"{time} {level:<7} {logger.name}  {_clean(str(event))}" + (
         f"  {pairs}" if pairs else ""
     )
     if trace:
         line += "\n" + "\n".join(f"  {_clean(part)}" for part in str(trace).splitlines())
     return line
+
+
+def _place(key: str) -> int:
+    return ABOUT.index(key) if key in ABOUT else -1
 
 
 def _value(value: object) -> str:

@@ -5,6 +5,10 @@ import sys
 
 def main() -> None:
     """Where the `remotegpu` script begins."""
-    from agent_core.cli.run import run  # noqa: PLC0415  # the package itself stays free of click
+    try:
+        from agent_core.cli.run import run  # noqa: PLC0415  # the package stays free of click
 
-    sys.exit(run(sys.argv[1:]))
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # while it was still being imported
+        code = 130
+    sys.exit(code)
