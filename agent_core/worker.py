@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from agent_core import endings, recovery
+from agent_core import attempts, endings, recovery
+from agent_core.api.wire import Code
 from agent_core.clock import Instant
 from agent_core.endings import Stop
 from agent_core.errors import Conflict, StoreError
@@ -34,7 +35,7 @@ class Worker:
         self._log = get("worker")
         self._held: dict[Key, Task] = {}  # every task in memory that is not final
         self._waiting: set[Key] = set()  # those of them that the scheduler has
-        self._parked: set[Key] = set()  # whose turn came when their lease was over
+        self._parked: set[Key] = set()  # whose turn came when they could not begin
         self._runners: dict[Key, Runner] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -83,6 +84,11 @@ class Worker:
         """New tasks, stored already: refuse what may not run here, let the rest wait."""
         for task in tasks:
             self._held.setdefault(task.key, task)
+        for older in attempts.replaced(self._held, tasks):
+            try:
+                await self.cancel(older, code=Code.ATTEMPT_LOST, reason=attempts.LOST)
+            except StoreError as error:  # whoever granted the task anew says it again
+                self._log.error("an end cannot be saved now", task=older.task_id, why=str(error))
         for task in tasks:
             try:
                 _, refusal = await consider(self._bench, task, Instant.now(self._bench.clock))
@@ -123,10 +129,7 @@ class Worker:
         lease = self._bench.leases.renew(task, lease)
         if lease.stop_after is not None:
             self._in_background(self._bench.leases.save(self._store, task), f"lease {task.id}")
-        if key in self._parked:
-            self._parked.discard(key)
-            self._wait(task)
-            self._wake.set()
+        self._unpark(key)
 
     # --- the loop
 
@@ -175,6 +178,9 @@ class Worker:
                 if self._bench.leases.over(task):
                     self._log.info("its lease is over, waiting for a renewal", task=task.id)
                     self._parked.add(key)
+                elif attempts.one_runs(task, [runner.task for runner in self._runners.values()]):
+                    self._log.info("an older attempt at it is still here", task=task.id)
+                    self._parked.add(key)
                 else:
                     self._start(task)
         if self.room:
@@ -202,6 +208,8 @@ class Worker:
                 self._log.warning("somebody else was first; reading the task again", why=str(error))
                 task = await recovery.reread(self._bench, self._store, key)
         self._runners.pop(key, None)
+        for newer in [each for each in self._parked if each.task_id == key.task_id]:
+            self._unpark(newer)
         if task is None or task.status in FINAL:
             self._forget(key)
         else:
@@ -240,6 +248,13 @@ class Worker:
         self._waiting.discard(key)
         self._parked.discard(key)
         self._scheduler.remove(key)
+
+    def _unpark(self, key: Key) -> None:
+        """If it was set aside: it waits for a slot again."""
+        if key in self._parked:
+            self._parked.discard(key)
+            self._wait(self._held[key])
+            self._wake.set()
 
     async def _end(self, task: Task, move: Move, outcome: Outcome) -> None:
         """Bring a task that waits to its end."""

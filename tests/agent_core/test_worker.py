@@ -232,6 +232,117 @@ async def test_a_task_that_waits_for_its_lease_can_be_cancelled(core: Core) -> N
     assert not core.executor.runs
 
 
+# --- a task granted anew to the agent that still holds it
+
+
+async def anew(core: Core, deaf: bool = True) -> tuple[Task, Any]:
+    """Attempt a1 of T1 runs and takes its time to end; the same task comes as attempt a2."""
+    [run] = await running(core, T1)
+    if deaf:
+        run.deaf, run.grace = True, 3600.0
+    newer = task("t1", attempt_id="a2")
+    await core.bring(newer)
+    return newer, run
+
+
+async def test_a_newer_attempt_begins_only_when_the_run_of_the_older_is_gone(core: Core) -> None:
+    await core.start()
+    newer, run = await anew(core)
+    await run.signalled()
+    await settle(core)
+    assert len(core.executor.runs) == 1, "a free slot is not enough"
+    assert {held.key for held in core.worker.held("server")} == {T1.key, newer.key}
+    assert core.worker.room == 2, "it counts as waiting"
+    core.worker.renewed(newer.key, lease(core, 60))
+    await core.bring(T2)
+    assert (await core.executor.next_run()).launch.key == T2.key, "nobody else waits for it"
+
+    run.end(1)
+
+    assert (await core.executor.next_run()).launch.key == newer.key
+    older = await core.get(T1)
+    assert older.status is Status.CANCELLED
+    assert older.outcome
+    assert (older.outcome.error_code, older.outcome.error) == (
+        Code.ATTEMPT_LOST,
+        "attempt lost: this agent was granted the task anew",
+    )
+
+
+async def test_an_older_attempt_that_waits_never_begins(core: Core) -> None:
+    await core.start()
+    retried = task("t1", max_retries=3, retry_delay=3600.0)
+    [run] = await running(core, retried)
+    run.end(1)
+    await core.until_status(retried, "pending")
+    await core.until_idle()
+    newer = task("t1", attempt_id="a2")
+    await core.bring(newer)
+    run = await core.executor.next_run()
+    assert run.launch.key == newer.key
+    assert (await core.get(retried)).status is Status.CANCELLED
+    run.end()
+    await core.until_status(newer, "completed")
+    await core.until_idle()
+    assert core.worker.held("server") == []
+
+
+async def test_another_source_may_have_a_task_of_the_same_id(core: Core) -> None:
+    await core.start()
+    [run] = await running(core, T1)
+    other = task("t1", attempt_id="a2", source="elsewhere")
+    await core.bring(other)
+    assert (await core.executor.next_run()).launch.key == other.key
+    await settle(core)
+    assert run.signals == []
+
+
+async def test_a_newer_attempt_can_be_cancelled_while_the_older_ends(core: Core) -> None:
+    await core.start()
+    newer, run = await anew(core)
+    await until(lambda: newer.key in core.worker._parked)
+    assert await core.worker.cancel(newer.key, code=7, reason="by Ada")
+    run.end()
+    await core.until_idle()
+    await settle(core)
+    assert len(core.executor.runs) == 1
+    assert core.worker.held("server") == []
+
+
+async def test_after_a_kill_a_newer_attempt_waits_for_the_run_that_is_found_again(
+    core: Core,
+) -> None:
+    """The agent was killed between keeping the newer attempt and ending the older."""
+    await core.start()
+    await running(core, T1)
+    newer = task("t1", attempt_id="a0")  # whichever the store lists first
+    await core.add(newer)
+    core = await (await core.again()).start()
+    await until(lambda: newer.key in core.worker._parked)
+    assert len(core.executor.runs) == 1
+    assert await core.worker.cancel(T1.key, code=Code.ATTEMPT_LOST, reason="lost")
+    await core.until_status(T1, "cancelled")
+    await core.until_status(newer, "running")
+    await core.kill()
+
+
+async def test_a_full_disk_never_lets_two_attempts_run_at_once(core: Core) -> None:
+    await core.start()
+    runs = await running(core, T2, T3)
+    await core.bring(T1)  # waits for a slot
+    core.store.fail("save", StoreFull("no room"))
+    newer = task("t1", attempt_id="a2")
+    await core.bring(newer)
+    assert "an end cannot be saved now" in core.said.getvalue()
+    for run in runs:
+        run.end()
+    first = await core.executor.next_run()
+    await settle(core)
+    assert len(core.executor.runs) == 3
+    first.end()
+    assert {first.launch.key, (await core.executor.next_run()).launch.key} == {T1.key, newer.key}
+
+
 # --- cancel
 
 
