@@ -106,6 +106,7 @@ class ServerClient:
         self._reporter = Reporter(self._contact, self._leases, log=log)
         self._claimer = Claimer(
             self._contact,
+            self._leases,
             source=NAME,
             batch_size=settings.batch_size,
             poll_interval=settings.poll_interval,

@@ -6,6 +6,7 @@ from typing import Any
 
 from agent_core import AgentHandle, Claim, Clock, Code, Demand, Lease, Unreachable
 from agent_core_plugins.server_client.contact import Contact
+from agent_core_plugins.server_client.leases import Leases
 from agent_core_plugins.server_client.reading import read_tasks
 
 CLAIM_NO = "claim_no"  # fact: the number of the last claim whose tasks were saved
@@ -18,6 +19,7 @@ class Claimer:
     def __init__(
         self,
         contact: Contact,
+        leases: Leases,
         *,
         source: str,
         batch_size: int,
@@ -26,6 +28,7 @@ class Claimer:
         log: Any,
     ) -> None:
         self._contact = contact
+        self._leases = leases
         self._source = source
         self._batch_size = batch_size
         self._poll_interval = poll_interval
@@ -41,6 +44,7 @@ class Claimer:
             await self._contact.registered(agent.max_workers)
             if await self._results_wait(agent):
                 return Claim(ask_again=1.0)
+            await self._leases.revive(agent)
             return await self._ask(agent, min(demand.slots, self._batch_size))
 
     async def _ask(self, agent: AgentHandle, limit: int) -> Claim:

@@ -1,6 +1,7 @@
 """Keeping the attempts that this agent holds: renewing their leases, ending what is lost."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -9,6 +10,7 @@ from agent_core_plugins.server_client.contact import Contact, first, seconds
 from agent_core_plugins.server_client.http import Reply
 
 AT_ONCE = 8  # calls of one kind in flight
+LATE = 3  # a lease of which less than one such part is left should have been renewed
 _WORDS = {
     Code.ATTEMPT_LOST: "attempt lost: the server granted this task anew",
     Code.NO_SUCH_TASK: "attempt lost: the server knows no such task any more",
@@ -38,16 +40,34 @@ class Leases:
                 await self._contact.registered(agent.max_workers)
                 await self.renew_all(agent)
                 backoff.reset()
-                delay = min(interval, self._contact.lease_sec / 3)
+                delay = min(interval, self._contact.lease_sec / LATE)
             except Unreachable as error:
                 delay = backoff.next(error.retry_after)
             await first(self._clock.sleep(delay), self._contact.returned.wait())
 
     async def renew_all(self, agent: AgentHandle) -> None:
         """One round. Raises Unreachable if any of it got no answer."""
+        await self._renew_each(agent, self._wanted(agent))
+
+    async def revive(self, agent: AgentHandle) -> None:
+        """Renew what is over, or nearly: a claim lets the server grant it anew, even to us.
+
+        Nothing to do while the loop is in time. Raises Unreachable if any of it got no answer.
+        """
+        late = [each for each in self._wanted(agent) if self._late(each)]
+        await self._renew_each(agent, late)
+
+    def _wanted(self, agent: AgentHandle) -> list[Held]:
         held = agent.held(self._source)
         self._told &= {each.key for each in held}
-        wanted = [each for each in held if each.key not in self._told and self._renewable(each)]
+        return [each for each in held if each.key not in self._told and self._renewable(each)]
+
+    def _late(self, held: Held) -> bool:
+        if held.lease is None:
+            return False
+        return held.lease.until.age(self._clock) > -self._contact.lease_sec / LATE
+
+    async def _renew_each(self, agent: AgentHandle, wanted: Sequence[Held]) -> None:
         gate = asyncio.Semaphore(AT_ONCE)
 
         async def renew(each: Held) -> None:

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from agent_core import Claim, Demand, Event, EventKind, Unreachable
+from agent_core import Claim, Demand, Event, EventKind, Instant, Lease, Task, Unreachable
+from agent_core.testing.clock import TurnedClock
 from agent_core.testing.http_server import NOT_FOUND, Reply, Request, ScriptedServer, answer
 
 CLAIM = "/api/v1/agent/tasks/claim"
@@ -140,6 +141,52 @@ async def test_two_claims_are_never_in_flight(opened: Any) -> None:
         gate.set()
         await asyncio.gather(*both)
         assert len(site.server.asked(CLAIM)) == 2
+
+
+async def test_what_is_held_under_a_lease_that_is_over_is_renewed_before_more_is_claimed(
+    opened: Any, server: ScriptedServer
+) -> None:
+    """The server was away for long: asked for work, it would grant the very runs that go on."""
+    renew = "/api/v1/agent/tasks/*/lease/renew"
+    clock = TurnedClock()
+    gate = asyncio.Event()
+    server.on(CLAIM, answer({"tasks": []}))
+    server.on(renew, Reply(body=answer({}).body, gate=gate))
+    async with opened(clock=clock) as site:
+        await clock.until_sleeping(3)  # the loops of the plugin: none of them asks before long
+        for name, left in (("over", -1), ("nearly", 60), ("fresh", 200)):
+            lease = Lease(until=Instant.now(clock).plus(left))
+            site.agent.add(
+                Task(id=name, attempt_id="a", command="x", source="server_client", lease=lease)
+            )
+        claiming = asyncio.create_task(site.client.claim(Demand(slots=1)))
+        await server.wait_for(renew, 2)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert server.asked(CLAIM) == []
+        gate.set()
+        await claiming
+        assert {key.task_id for key, _ in site.agent.renewals} == {"over", "nearly"}
+        await site.client.claim(Demand(slots=1))
+        assert len(server.asked(renew)) == 2, "what was renewed is not asked for again"
+        assert len(server.asked(CLAIM)) == 2
+
+
+async def test_nothing_is_claimed_while_a_lease_that_is_over_cannot_be_renewed(
+    opened: Any, server: ScriptedServer
+) -> None:
+    clock = TurnedClock()
+    server.on(CLAIM, answer({"tasks": []}))
+    server.on("/api/v1/agent/tasks/*/lease/renew", Reply(status=502, body=b"<html>"))
+    async with opened(clock=clock) as site:
+        await clock.until_sleeping(3)
+        over = Lease(until=Instant.now(clock).plus(-1))
+        site.agent.add(
+            Task(id="t1", attempt_id="a", command="x", source="server_client", lease=over)
+        )
+        with pytest.raises(Unreachable, match="502"):
+            await site.client.claim(Demand(slots=1))
+        assert server.asked(CLAIM) == []
 
 
 async def test_an_answer_of_nothing_but_rubbish_is_not_asked_for_again(opened: Any) -> None:
