@@ -1,6 +1,6 @@
 """Scenario 21: the server is away, or the machine cut off, for a while or for too long."""
 
-from tests.end_to_end.records import processes_of
+from tests.end_to_end.records import marking, processes_of
 from tests.end_to_end.site import Site, wait_for
 
 
@@ -108,6 +108,79 @@ def test_scenario_21_cut_off_longer_than_the_grace_it_is_granted_anew_and_the_fi
     assert task["stdout"] == f"attempt {task['attempt_id']}\n"
     assert processes_of(task_id) == []
     assert site.file("one").dead_letters() == []
+
+
+def test_scenario_21_an_agent_that_is_granted_its_own_task_anew_ends_the_first_run_before(
+    site: Site,
+) -> None:
+    body = f"until [ -e {site.root}/$REMOTEGPU_ATTEMPT_ID ]; do sleep 0.05; done"
+    command = f"trap '' TERM\n{marking(site.marks_file, body)}"
+    site.start_server(lease_sec=3, disconnect_grace=3600)
+    relay = site.relay()
+    agent = site.start_agent(server_client__url=relay.url, subprocess_executor__grace=600)
+    task_id = site.submit(command, disconnect_grace=0)
+    site.wait(task_id, "running")
+
+    relay.cut()
+    site.wait(task_id, "pending")  # lease and grace are over
+    first = site.file().task(task_id)["attempt_id"]
+    begun = len(site.marks("begin", task_id))
+    again = {"command": command}
+    assert site.call("PUT", f"/api/v1/tasks/{task_id}", again)[0] == 200  # nobody's any more
+    relay.mend()
+    agent.says("an older attempt at it is still here")
+    second = site.task(task_id)
+    assert second["status"] == "assigned"
+    assert len(site.marks("begin", task_id)) == begun
+    assert processes_of(task_id) != []
+    (site.root / first).touch()
+    site.wait(task_id, "running")
+    wait_for(lambda: site.file().unsent() == [], "what became of the first run is told, and stale")
+
+    assert len(site.marks("begin", task_id)) == begun + 1
+    assert site.task(task_id)["status"] == "running"
+    (site.root / second["attempt_id"]).touch()
+    task = site.wait(task_id)
+    assert (task["status"], task["attempt_id"]) == ("completed", second["attempt_id"])
+    [ended] = site.file().rows("SELECT attempt_id FROM tasks WHERE status = 'cancelled'")
+    assert ended["attempt_id"] == first
+
+
+def test_scenario_21_back_after_the_grace_an_agent_keeps_its_run_where_nobody_else_has_asked(
+    site: Site,
+) -> None:
+    """Its renewal comes before its claim, which would be granted the very task that it runs."""
+    site.start_server(lease_sec=3, disconnect_grace=0)
+    relay = site.relay()
+    agent = site.start_agent(server_client__url=relay.url, server_client__poll_interval=0.05)
+    gate = site.gate()
+    task_id = site.submit_marked(gate.wait)
+    site.wait(task_id, "running")
+    relay.cut()
+    agent.says("the server is unreachable")
+    site.wait(task_id, "pending")  # lease and grace are over
+    first = site.file().task(task_id)["attempt_id"]
+    assert site.server
+    site.server.kill()
+    site.start_server(lease_sec=3, disconnect_grace=3600)
+    begun = len(site.marks("begin", task_id))
+    lost: list[str] = []
+
+    def lose(when: str, call: str) -> bool | None:
+        if when == "answered" or not call.endswith("lease/renew") or len(lost) == 3:
+            return None
+        lost.append(call)
+        return False
+
+    relay.watch = lose  # every other call gets through
+    relay.mend()
+    site.wait(task_id, "running")
+    gate.open()
+
+    task = site.wait(task_id)
+    assert (task["status"], task["attempt_id"]) == ("completed", first)
+    assert len(site.marks("begin", task_id)) == begun
+    assert len(lost) == 3
 
 
 def test_scenario_21_no_run_begins_after_its_lease_has_ended(site: Site) -> None:
