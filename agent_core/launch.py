@@ -1,7 +1,6 @@
 """From a task to what is started: argument vector, environment, working directory."""
 
 import os
-import shutil
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from agent_core.clock import Instant
 from agent_core.errors import NeverRan
 from agent_core.lifecycle import Status
 from agent_core.models import Launch, Task
+from agent_core.removal import remove
 
 BASH = "/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh"
 SHEBANG_LIMIT = 255  # bytes of a #! line that the kernel reads
@@ -157,8 +157,7 @@ def clear_room(launch: Launch) -> bool:
 def clear_full_room(launch: Launch) -> None:
     """Remove it all with whatever the task left there; may take a while."""
     for path in _made(launch):
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path, ignore_errors=True)
+        remove(path)
 
 
 def _made(launch: Launch) -> list[str]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import shutil
 from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from agent_core.lifecycle import HELD, Status
 from agent_core.log import get
 from agent_core.models import Key, Launch, Lost, NeverStarted, Task
 from agent_core.protocols import Execution, Store
+from agent_core.removal import remove
 from agent_core.workbench import Workbench
 
 PAGE = 1000  # tasks read at a time
@@ -55,11 +55,7 @@ def sweep(runs_dir: Path, names: Collection[str], kept: Collection[str]) -> None
     for name in names:
         if name.split(".", 1)[0] in kept:
             continue
-        path = runs_dir / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        remove(str(runs_dir / name))
 
 
 async def find_run(
