@@ -35,7 +35,6 @@ class Contact:
         self.capabilities: frozenset[str] | None = None  # None: a server that knows no such word
         self.lease_sec = LEASE_SEC
         self.known = asyncio.Event()  # set when register was answered for the first time
-        self.returned = asyncio.Event()  # set when the server is back after an outage
         self.back_since: Instant | None = None  # until the results of the outage are told
         self.state: State = "unknown"
         self._server = server
@@ -44,6 +43,15 @@ class Contact:
         self._log = log
         self._registered = False
         self._registering = asyncio.Lock()
+        self._listening: list[asyncio.Event] = []
+
+    def returns(self) -> asyncio.Event:
+        """For one loop to wait for: set when the server is back after an outage.
+
+        Its own to clear: a loop that is busy must neither miss it nor keep it set for another.
+        """
+        self._listening.append(asyncio.Event())
+        return self._listening[-1]
 
     async def call(self, path: str, **fields: Json) -> Reply:
         """One call; raises Unreachable. A refused token is an answer, code 30012."""
@@ -68,8 +76,9 @@ class Contact:
     async def keep(self, agent: AgentHandle, interval: float) -> None:
         """Register and heartbeat for as long as the agent lives."""
         backoff = Backoff()
+        returned = self.returns()
         while True:
-            self.returned.clear()
+            returned.clear()
             try:
                 await self.registered(agent.max_workers)
                 await self._heartbeat(agent)
@@ -77,7 +86,7 @@ class Contact:
                 delay = interval
             except Unreachable as error:
                 delay = backoff.next(error.retry_after)
-            await first(self._clock.sleep(delay), self.returned.wait())
+            await first(self._clock.sleep(delay), returned.wait())
 
     async def _register(self, max_workers: int) -> None:
         reply = await self.call(
@@ -126,7 +135,8 @@ class Contact:
         if state == "here":
             if before != "unknown":
                 self._log.info("the server is back", url=self._url)
-                self.returned.set()
+                for each in self._listening:
+                    each.set()
                 self.back_since = Instant.now(self._clock)
             return
         self._registered = False

@@ -35,7 +35,9 @@ class Leases:
     async def keep(self, agent: AgentHandle, interval: float) -> None:
         """Renew everything held, at once and then at every third of a lease or sooner."""
         backoff = Backoff()
+        returned = self._contact.returns()
         while True:
+            returned.clear()
             try:
                 await self._contact.registered(agent.max_workers)
                 await self.renew_all(agent)
@@ -43,7 +45,7 @@ class Leases:
                 delay = min(interval, self._contact.lease_sec / LATE)
             except Unreachable as error:
                 delay = backoff.next(error.retry_after)
-            await first(self._clock.sleep(delay), self._contact.returned.wait())
+            await first(self._clock.sleep(delay), returned.wait())
 
     async def renew_all(self, agent: AgentHandle) -> None:
         """One round. Raises Unreachable if any of it got no answer."""

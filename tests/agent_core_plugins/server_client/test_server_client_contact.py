@@ -243,6 +243,30 @@ async def test_an_end_that_cannot_be_saved_now_is_asked_for_again(opened: Any, s
         assert [each[0] for each in site.agent.cancelled] == [key]
 
 
+async def test_after_an_outage_renewals_neither_wait_for_the_heartbeat_nor_storm(
+    opened: Any, server: Any
+) -> None:
+    clock = TurnedClock()
+    gate = asyncio.Event()
+    server.on(RENEW, answer({}))
+    async with opened(clock=clock) as site:
+        site.agent.add(running())
+        await clock.until_sleeping(LOOPS)
+        await server.stop()
+        await clock.advance(60)
+        await clock.until_sleeping(LOOPS)
+        server.on(HEARTBEAT, Reply(body=answer({}).body, gate=gate))  # nor does it answer soon
+        beats, renewals = len(server.asked(HEARTBEAT)), len(server.asked(RENEW))
+        await server.start()
+        await clock.advance(60)
+        await server.wait_for(HEARTBEAT, beats + 1)
+        await server.wait_for(RENEW, renewals + 1)
+        for _ in range(200):
+            await asyncio.sleep(0.001)
+        assert len(server.asked(RENEW)) <= renewals + 3
+        gate.set()
+
+
 async def test_a_plain_server_is_asked_to_renew_only_what_has_begun(
     opened: Any, server: Any
 ) -> None:
