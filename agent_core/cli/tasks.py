@@ -175,8 +175,11 @@ def _command(task: Mapping[str, Json]) -> str:
 
 
 def _retries(task: Mapping[str, Json]) -> str:
-    allowed = task.get("max_retries")
-    return f"{words(task.get('retry_count') or 0)} of {words(allowed)}" if allowed else ""
+    """An agent keeps count of its own retries: the control plane knows those that it made."""
+    allowed, made = task.get("max_retries"), task.get("retry_count")
+    if not allowed:
+        return ""
+    return f"{words(made)} of {words(allowed)}" if made else f"up to {words(allowed)}"
 
 
 def _seconds(value: Json) -> str:

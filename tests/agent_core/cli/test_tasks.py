@@ -129,6 +129,14 @@ async def test_a_task_is_shown_with_its_runs(server: ScriptedServer, remotegpu: 
     assert "SIGKILL" in done.out.splitlines()[-1]
 
 
+async def test_a_task_claims_no_count_of_the_retries_that_its_agent_made(
+    server: ScriptedServer, remotegpu: Remotegpu
+) -> None:
+    server.on("/api/v1/*", answer({**FULL, "retry_count": 0}))
+    done = await remotegpu("task", "t-1")
+    assert "up to 2" in done.out
+
+
 async def test_a_task_in_json_is_the_servers_word(
     server: ScriptedServer, remotegpu: Remotegpu
 ) -> None:
