@@ -46,7 +46,7 @@ class ServerClientSettings(Section):
     poll_interval: Interval = 5.0
     """Between two claims when the last one brought nothing."""
     renew_interval: Interval = 60.0
-    """Between two renewals of a lease; a third of the lease if that is shorter."""
+    """Between two renewals of a lease, which also bring cancels; at most a third of the lease."""
     heartbeat_interval: Interval = 30.0
     """Between two heartbeats, which carry the machine's metrics."""
     batch_size: int = Field(10, ge=1, le=100)
