@@ -132,7 +132,7 @@ async def test_a_task_is_shown_with_its_runs(server: ScriptedServer, remotegpu: 
 async def test_a_task_claims_no_count_of_the_retries_that_its_agent_made(
     server: ScriptedServer, remotegpu: Remotegpu
 ) -> None:
-    server.on("/api/v1/*", answer({**FULL, "retry_count": 0}))
+    server.on("/api/v1/tasks/t-1", answer({**FULL, "retry_count": 0}))
     done = await remotegpu("task", "t-1")
     assert "up to 2" in done.out
 
