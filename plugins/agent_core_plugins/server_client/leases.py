@@ -1,7 +1,7 @@
 """Keeping the attempts that this agent holds: renewing their leases, ending what is lost."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable
 from typing import Any
 from urllib.parse import quote
 
@@ -31,9 +31,19 @@ class Leases:
         self._clock = clock
         self._log = log
         self._told: set[Key] = set()  # attempts that the agent was told to end
+        self._asked: dict[Key, asyncio.Task[int]] = {}  # renewals whose end no round has seen
+        self._gate = asyncio.Semaphore(AT_ONCE)
 
     async def keep(self, agent: AgentHandle, interval: float) -> None:
         """Renew everything held, at once and then at every third of a lease or sooner."""
+        try:
+            await self._keep(agent, interval)
+        finally:
+            for job in self._asked.values():
+                job.cancel()
+            await asyncio.gather(*self._asked.values(), return_exceptions=True)
+
+    async def _keep(self, agent: AgentHandle, interval: float) -> None:
         backoff = Backoff()
         returned = self._contact.returns()
         while True:
@@ -48,38 +58,56 @@ class Leases:
             await first(self._clock.sleep(delay), returned.wait())
 
     async def renew_all(self, agent: AgentHandle) -> None:
-        """One round. Raises Unreachable if any of it got no answer."""
-        await self._renew_each(agent, self._wanted(agent))
+        """One round. Raises Unreachable if any of it got no answer.
+
+        A call that hangs is left to itself after a while, or the other leases would run out.
+        """
+        ended = self._ended()
+        jobs = [self._job(agent, each.key) for each in self._wanted(agent, but=self._asked)]
+        if jobs:
+            await asyncio.wait(jobs, timeout=self._contact.lease_sec / LATE)
+        _raise_first(ended + self._ended())
 
     async def revive(self, agent: AgentHandle) -> None:
         """Renew what is over, or nearly: a claim lets the server grant it anew, even to us.
 
         Nothing to do while the loop is in time. Raises Unreachable if any of it got no answer.
         """
-        late = [each for each in self._wanted(agent) if self._late(each)]
-        await self._renew_each(agent, late)
+        jobs = [self._job(agent, each.key) for each in self._wanted(agent) if self._late(each)]
+        if jobs:
+            await asyncio.wait(jobs)
+            _raise_first(jobs)
 
-    def _wanted(self, agent: AgentHandle) -> list[Held]:
+    def _ended(self) -> "list[asyncio.Task[int]]":
+        """Those that had no end when a round last looked, and have one."""
+        ended = {key: job for key, job in self._asked.items() if job.done()}
+        for key in ended:
+            del self._asked[key]
+        return list(ended.values())
+
+    def _wanted(self, agent: AgentHandle, but: Collection[Key] = ()) -> list[Held]:
         held = agent.held(self._source)
         self._told &= {each.key for each in held}
-        return [each for each in held if each.key not in self._told and self._renewable(each)]
+        skip = self._told.union(but)
+        return [each for each in held if each.key not in skip and self._renewable(each)]
 
     def _late(self, held: Held) -> bool:
         if held.lease is None:
             return False
         return held.lease.until.age(self._clock) > -self._contact.lease_sec / LATE
 
-    async def _renew_each(self, agent: AgentHandle, wanted: Sequence[Held]) -> None:
-        gate = asyncio.Semaphore(AT_ONCE)
+    def _job(self, agent: AgentHandle, key: Key) -> "asyncio.Task[int]":
+        """The renewal of this attempt that is under way, or a new one."""
 
-        async def renew(each: Held) -> None:
-            async with gate:
-                await self.renew(agent, each.key)
+        async def renew() -> int:
+            async with self._gate:
+                return await self.renew(agent, key)
 
-        results = await asyncio.gather(*map(renew, wanted), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
+        job = self._asked.get(key)
+        if job is None or job.done():
+            job = self._asked[key] = asyncio.create_task(renew(), name=f"renew {key.task_id}")
+            job.add_done_callback(_seen)
+        return job
 
     async def renew(self, agent: AgentHandle, key: Key) -> int:
         """Renew one attempt and act on the answer; returns its code. Raises Unreachable."""
@@ -119,3 +147,14 @@ class Leases:
         if held.begun or self._contact.capabilities is not None:
             return True
         return held.lease is not None and held.lease.over(self._clock)  # it begins no other way
+
+
+def _raise_first(jobs: Iterable["asyncio.Task[int]"]) -> None:
+    for job in jobs:
+        if error := _seen(job):
+            raise error
+
+
+def _seen(job: "asyncio.Task[int]") -> BaseException | None:
+    """Its error. Looked at in any case, so that none is called forgotten by asyncio."""
+    return None if job.cancelled() else job.exception()

@@ -229,6 +229,29 @@ async def test_one_renewal_without_an_answer_does_not_hold_up_the_others(
         assert {key.task_id for key, _ in site.agent.renewals} == {f"t{n}" for n in range(2, 13)}
 
 
+async def test_a_renewal_that_hangs_holds_up_no_later_round_and_is_not_asked_twice(
+    opened: Any, server: Any
+) -> None:
+    gate = asyncio.Event()
+
+    def choosy(request: Any) -> Reply:
+        return Reply(body=answer({}).body, gate=gate) if "/t1/" in request.path else answer({})
+
+    server.on(REGISTER, answer({"capabilities": [], "lease_sec": 1}))
+    server.on(RENEW, choosy)
+    async with opened(renew_interval=0.1) as site:
+        site.agent.add(running("t1"))
+        site.agent.add(running("t2"))
+        await server.wait_for(RENEW, 4)
+        asked = [request.path.split("/")[-3] for request in server.asked(RENEW)]
+        assert asked.count("t1") == 1
+        assert {key.task_id for key, _ in site.agent.renewals} == {"t2"}
+        gate.set()
+        async with asyncio.timeout(30):
+            while "t1" not in {key.task_id for key, _ in site.agent.renewals}:
+                await asyncio.sleep(0.01)
+
+
 async def test_an_end_that_cannot_be_saved_now_is_asked_for_again(opened: Any, server: Any) -> None:
     clock = TurnedClock()
     server.on(RENEW, answer(code=30001, message="newer", status=409))
