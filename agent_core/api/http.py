@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agent_core.api.bodies import Problem, parse_body, parse_query, read_body
+from agent_core.api.connection import Connection
 from agent_core.api.wire import Code, Json, same_key
 
 HANG_UP = 2.0  # seconds for handlers to see that their clients are gone
@@ -156,7 +157,7 @@ class QuietServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=Connection,
                 loop="asyncio",
                 ws="none",
                 lifespan="on",
