@@ -44,6 +44,7 @@ from agent_core.models import (
 )
 from agent_core.program import find_program, never_ran
 from agent_core.protocols import AgentHandle, Execution, Held, PluginContext, Scheduler, Store
+from agent_core.removal import remove
 
 if TYPE_CHECKING:
     from agent_core.child import ChildExecution, signal_name
@@ -127,6 +128,7 @@ __all__ = [
     "hookimpl",
     "never_ran",
     "pause",
+    "remove",
     "signal_name",
     "wire",
 ]

@@ -62,7 +62,9 @@ class Claimer:
                 f"claim answered {reply.code}: {reply.message}", retry_after=reply.retry_after
             )
         entries = reply.data.get("tasks") if isinstance(reply.data, dict) else None
-        if not isinstance(entries, list) or not entries:
+        if not isinstance(entries, list | None):
+            raise Unreachable("claim was answered with tasks that are no list")
+        if not entries:
             return Claim(ask_again=self._pause())
         tasks = read_tasks(
             entries,

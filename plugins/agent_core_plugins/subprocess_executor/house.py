@@ -5,16 +5,13 @@ import errno
 import hashlib
 import os
 import secrets
-import shutil
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from agent_core import PluginContext, PluginError
+from agent_core import PluginContext, PluginError, remove
 
 from .link import Line, Link, LinkLost, Strange, connect
-from .registry import Registry
+from .registry import Registry, ours_alone
 from .spawning import spawn
 from .supervisor import journal
 
@@ -71,7 +68,7 @@ class House:
         except FileNotFoundError:
             return
         for name in names:
-            if name.startswith(self._prefix) and _ours_alone(self._root / name):
+            if name.startswith(self._prefix) and ours_alone(self._root / name):
                 yield name
 
     def _settle_in(self) -> None:
@@ -108,7 +105,7 @@ class House:
         return place
 
     def _read(self, place: str) -> journal.Book | None:
-        if not _ours_alone(self._root / place):
+        if not ours_alone(self._root / place):
             return None
         try:
             return journal.read(str(self._root / place / "journal"))
@@ -117,7 +114,7 @@ class House:
 
     def _remove(self, place: str) -> None:
         self._registry.remove(place)  # first: a name on the list must have its journal
-        shutil.rmtree(self._root / place, ignore_errors=True)
+        remove(str(self._root / place))
 
     # --- who lives
 
@@ -168,11 +165,18 @@ class House:
             # Nobody listens, so nobody writes: what the journal says now is its last word.
             self._dead[place] = self._read(place) or book
             self._links.pop(place, None)
-            self._context.log.info("a supervisor is gone; its journal is kept", place=place)
+            self._say_gone(place)
             return
         self._links[place] = link
         for start_id in self._let_go.pop(place, ()):
             link.forget(start_id)
+
+    def _say_gone(self, place: str) -> None:
+        """One that had nothing to do leaves by itself; one that had runs was killed."""
+        known = self._dead[place].records.values()
+        runs = sum(each.end is None and each.never is None for each in known)
+        say = self._context.log.warning if runs else self._context.log.info
+        say("a supervisor is gone; its journal is kept", place=place, runs_without_an_end=runs)
 
     async def _start(self) -> Link:
         """Start a supervisor in a directory of its own, and greet it."""
@@ -284,13 +288,3 @@ class House:
         self._closed = True
         for link in self._links.values():
             link.close()
-
-
-def _ours_alone(directory: Path) -> bool:
-    """The runtime directory may be everybody's, so a name proves nothing."""
-    try:
-        found = directory.lstat()
-    except OSError:
-        return False
-    private = stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o077
-    return private and found.st_uid == os.geteuid()

@@ -3,6 +3,7 @@ not may have held what nobody can know any more."""
 
 import contextlib
 import os
+import stat
 from pathlib import Path
 
 
@@ -38,3 +39,13 @@ class Registry:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(self._path)
+
+
+def ours_alone(directory: Path) -> bool:
+    """The runtime directory may be everybody's, so a name proves nothing."""
+    try:
+        found = directory.lstat()
+    except OSError:
+        return False
+    private = stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o077
+    return private and found.st_uid == os.geteuid()

@@ -217,11 +217,21 @@ async def test_a_claim_that_is_refused_raises_and_brings_nothing(opened: Any, re
             await site.client.claim(Demand(slots=1))
 
 
-@pytest.mark.parametrize("data", [None, [], "text", 5, {}, {"tasks": 5}, {"tasks": {"a": 1}}])
+@pytest.mark.parametrize("data", [None, [], "text", 5, {}, {"tasks": None}])
 async def test_an_answer_without_tasks_brings_none(opened: Any, data: object) -> None:
     async with opened() as site:
         site.server.on(CLAIM, answer(data))
         assert (await site.client.claim(Demand(slots=1))).tasks == ()
+
+
+@pytest.mark.parametrize("tasks", [5, {"a": 1}, "none"])
+async def test_tasks_that_are_no_list_are_an_outage_that_is_said(
+    opened: Any, tasks: object
+) -> None:
+    async with opened() as site:
+        site.server.on(CLAIM, answer({"tasks": tasks}))
+        with pytest.raises(Unreachable, match="no list"):
+            await site.client.claim(Demand(slots=1))
 
 
 async def test_a_claim_waits_until_register_was_answered(opened: Any, server: Any) -> None:

@@ -174,6 +174,9 @@ class TestKilledSupervisor:
     ) -> None:
         _, launch, execution = await running(make, tmp_path)
         wait = asyncio.create_task(execution.wait())
+        async with asyncio.timeout(30):  # what it printed so far was taken in
+            while await execution.tail("stdout", 10) != b"out\n":
+                await asyncio.sleep(0.01)
         (supervisor,) = supervisors(runtime)
         end_process(supervisor)
         done, _ = await asyncio.wait({wait}, timeout=0.3)
