@@ -20,6 +20,7 @@ from agent_core.errors import (
 )
 from agent_core.hookspecs import API_VERSION, hookimpl
 from agent_core.lifecycle import FINAL, HELD, EventKind, Status
+from agent_core.locks import HeldElsewhere, hold
 from agent_core.models import (
     Claim,
     Demand,
@@ -89,6 +90,7 @@ __all__ = [
     "Execution",
     "Gpu",
     "Held",
+    "HeldElsewhere",
     "Instant",
     "Inventory",
     "Json",
@@ -125,6 +127,7 @@ __all__ = [
     "Verdict",
     "__version__",
     "find_program",
+    "hold",
     "hookimpl",
     "never_ran",
     "pause",

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import secrets
@@ -15,6 +14,7 @@ from typing import NoReturn
 from agent_core import runtimedir
 from agent_core.errors import StateDirectoryError
 from agent_core.files import read_small, write_small
+from agent_core.locks import HeldElsewhere, hold
 from agent_core.sections import AgentSection
 
 LOCK = "lock"  # holds the pid of the agent that holds it
@@ -119,23 +119,13 @@ def _make_private(path: Path) -> None:
 
 def _take_lock(path: Path) -> int:
     """The lock's descriptor; it is let go when this process ends, however it ends."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    lock = os.open(path / LOCK, flags, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-    except BlockingIOError:
-        holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip()
-        os.close(lock)
+        return hold(path / LOCK)
+    except HeldElsewhere as error:
         raise StateDirectoryError(
-            f"the state directory {path} is held by another agent (pid {holder or 'unknown'}); "
+            f"the state directory {path} is held by another agent (pid {error.pid}); "
             "stop that one, or give this one its own by agent.state_dir"
         ) from None
-    except OSError:
-        os.close(lock)
-        raise
-    return lock
 
 
 def _once(path: Path, host: str) -> str:

@@ -1,13 +1,12 @@
 """Opening the database file: its lock, its connections, and what to do when it cannot be opened."""
 
-import fcntl
 import os
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from agent_core import StoreUnusable
+from agent_core import HeldElsewhere, StoreUnusable, hold
 from agent_core_plugins.sqlite_store import statements as sql
 from agent_core_plugins.sqlite_store.failures import damaged, unusable
 from agent_core_plugins.sqlite_store.steps import STEPS, Step, bring_up_to_date
@@ -92,19 +91,10 @@ def _make_private(path: Path) -> bool:
 
 
 def _take_lock(path: Path, database: str) -> int:
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-    except BlockingIOError:
-        holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip()
-        os.close(lock)
+        return hold(path)
+    except HeldElsewhere as error:
         raise StoreUnusable(
-            f"the database {database} is used by another agent (pid {holder or 'unknown'}); stop "
+            f"the database {database} is used by another agent (pid {error.pid}); stop "
             "that one, or name another file by sqlite_store.path"
         ) from None
-    except BaseException:
-        os.close(lock)
-        raise
-    return lock
