@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from typing import Any, TextIO, cast
 
 import structlog
-from structlog.contextvars import bound_contextvars, merge_contextvars
+from structlog.contextvars import bind_contextvars, bound_contextvars, merge_contextvars
 
 from agent_core.sections import LogSection
 
@@ -53,8 +53,13 @@ def get(name: str) -> Any:
 
 
 def about(**context: object) -> AbstractContextManager[None]:
-    """Until the block ends, every line of this asyncio task carries these (task, attempt)."""
+    """Until the block ends, every line of this asyncio task carries these (task, attempt, run)."""
     return cast("AbstractContextManager[None]", bound_contextvars(**context))
+
+
+def about_from_now_on(**context: object) -> None:
+    """Like `about`, for the rest of this asyncio task."""
+    bind_contextvars(**context)
 
 
 class _Lines:

@@ -11,7 +11,7 @@ from agent_core.endings import Stop
 from agent_core.errors import Conflict, NeverRan, StoreError
 from agent_core.hooks import Start, reason_of
 from agent_core.lifecycle import FINAL, Move, Status
-from agent_core.log import get
+from agent_core.log import about_from_now_on, get
 from agent_core.models import Launch, Lost, Outcome, Progress, Reason, Task
 from agent_core.protocols import Execution
 from agent_core.recovery import find_run
@@ -209,6 +209,7 @@ class Runner:
 
     async def _follow(self, launch: Launch, execution: Execution) -> None:
         """From a run in progress to its stored end; or leave it, if it outlives the agent."""
+        about_from_now_on(run=launch.run_no)
         backoff = self._bench.backoff()
         while True:
             self._launch, self._execution = launch, execution

@@ -792,3 +792,14 @@ async def test_a_renewal_of_a_run_that_must_not_overlap_outlives_the_agent(core:
         return (await core.get(given)).lease == Lease(until=now.plus(300), stop_after=600.0)
 
     await until(kept)
+
+
+async def test_a_line_about_a_run_names_its_task_attempt_and_run(core: Core) -> None:
+    await core.start()
+    [run] = await running(core, task(max_retries=1, retry_delay=0.0))
+    run.end(1)
+    again = await core.executor.next_run()
+    again.end(0)
+    await core.until_status(task(), "completed")
+    await core.until_idle()
+    assert "completed  task=t1 attempt=a1 run=2" in core.said.getvalue()
