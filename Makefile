@@ -27,7 +27,7 @@ run: $(VENV)/.run
 	@$(BIN)/remotegpu demo $(ARGS)
 
 test: $(VENV)/.test
-	@$(BIN)/python -m pytest -q -n 2 -m 'not engines' $(ARGS)
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'not engines' $(ARGS)
 
 check: $(VENV)/.check
 	@$(BIN)/ruff check .
@@ -35,7 +35,7 @@ check: $(VENV)/.check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/coverage erase
-	@$(BIN)/coverage run -m pytest -q -n 2 -m 'not engines' tests/agent_core
+	@$(BIN)/coverage run -m pytest -q -n 2 --dist worksteal -m 'not engines' tests/agent_core
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report --skip-covered
 
