@@ -22,11 +22,16 @@ class Clock(Protocol):
         """Wait for that many seconds."""
 
 
+def this_boot() -> str:
+    """The kernel's id of this boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
 class SystemClock:
     """The machine's own time."""
 
     def __init__(self) -> None:
-        self.boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        self.boot_id = this_boot()
 
     def wall(self) -> float:
         return time.time()

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, NoReturn, cast
 import pluggy
 
 from agent_core.errors import NeverRan, PluginError, RemoteGPUError
+from agent_core.hookspecs import Hooks
 from agent_core.log import get
 from agent_core.models import (
     Claim,
@@ -59,11 +60,8 @@ class Caller:
     def __init__(self, manager: pluggy.PluginManager, limits: Limits | None = None) -> None:
         self._limits = limits or Limits()
         self._log = get("hooks")
-        self._asked: dict[str, list[Implementation]] = {}
-        for name in ("store", "claim", "validate", "execute", "report", "schedule", "reattach"):
-            self._asked[name] = self._implementations(manager, name)
-        for name in ("serve", "inventory"):
-            self._asked[name] = self._implementations(manager, name)
+        specified = [name for name in vars(Hooks) if not name.startswith("_")]
+        self._asked = {name: self._implementations(manager, name) for name in specified}
         if not self._asked["validate"]:
             raise PluginError(
                 "no enabled plugin validates tasks, so nothing could ever run; "

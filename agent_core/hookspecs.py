@@ -63,6 +63,7 @@ from agent_core.protocols import AgentHandle, Execution, Scheduler, Store
 
 API_VERSION = 1  # a plugin may name the versions it knows: `api_versions = {1}`
 GROUP = "agent_core"  # of entry points, and pluggy's project name
+COMMANDS_GROUP = "agent_core.commands"  # of entry points that are commands of `remotegpu`
 
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)

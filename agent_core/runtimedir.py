@@ -6,6 +6,7 @@ import pwd
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from agent_core.clock import this_boot
 from agent_core.errors import StateDirectoryError
 from agent_core.files import read_small, write_small
 
@@ -27,7 +28,7 @@ def choose(
     A start from another environment so finds the supervisor that lives there. Raises
     StateDirectoryError, and OSError where the choice cannot be kept.
     """
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    boot = this_boot()
     if named is not None:
         chosen = _named(named)
     elif (kept := _kept(state / RECORD, boot)) is not None:

@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails, to_json
 
 from agent_core import sources
 from agent_core.errors import SettingsError
-from agent_core.hookspecs import GROUP
+from agent_core.hookspecs import COMMANDS_GROUP, GROUP
 from agent_core.sections import (
     CORE_SECTIONS,
     AgentSection,
@@ -48,7 +48,6 @@ __all__ = [
     "nearest",
 ]
 
-COMMANDS_GROUP = "agent_core.commands"
 Table = Mapping[str, "Written | Table"]  # a key, or a table in the table
 S = TypeVar("S", bound=Section)
 _KEY = re.compile(r"(?!dynaconf)[A-Za-z_][A-Za-z0-9_]*", re.ASCII)

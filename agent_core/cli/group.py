@@ -12,7 +12,7 @@ from typing import Final
 import click
 from click.shell_completion import CompletionItem
 
-PLUGIN_GROUP: Final = "agent_core.commands"
+from agent_core.hookspecs import COMMANDS_GROUP
 
 # name: (where it stands, its line in the list); in the order that `--help` shows
 COMMANDS: Final = {
@@ -78,7 +78,7 @@ def _import(path: str) -> click.Command:
 def _plugin_commands() -> dict[str, list[importlib.metadata.EntryPoint]]:
     """Commands of other packages by name; two packages may claim the same one."""
     found: dict[str, list[importlib.metadata.EntryPoint]] = {}
-    for point in importlib.metadata.entry_points(group=PLUGIN_GROUP):
+    for point in importlib.metadata.entry_points(group=COMMANDS_GROUP):
         found.setdefault(point.name, []).append(point)
     return found
 
