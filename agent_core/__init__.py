@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from agent_core import resources
 from agent_core.api import wire
 from agent_core.api.wire import Answer, Code, Json
 from agent_core.backoff import Backoff, pause
@@ -46,6 +47,8 @@ from agent_core.models import (
 from agent_core.program import find_program, never_ran
 from agent_core.protocols import AgentHandle, Execution, Held, PluginContext, Scheduler, Store
 from agent_core.removal import remove
+from agent_core.resources import Device, Free, Resources
+from agent_core.signals import Signal
 
 if TYPE_CHECKING:
     from agent_core.child import ChildExecution, signal_name
@@ -84,10 +87,12 @@ __all__ = [
     "Code",
     "Conflict",
     "Demand",
+    "Device",
     "Duration",
     "Event",
     "EventKind",
     "Execution",
+    "Free",
     "Gpu",
     "Held",
     "HeldElsewhere",
@@ -109,10 +114,12 @@ __all__ = [
     "Receipt",
     "Refused",
     "RemoteGPUError",
+    "Resources",
     "Scheduler",
     "SecretText",
     "Section",
     "SettingsError",
+    "Signal",
     "Status",
     "Store",
     "StoreError",
@@ -132,6 +139,7 @@ __all__ = [
     "never_ran",
     "pause",
     "remove",
+    "resources",
     "signal_name",
     "wire",
 ]

@@ -97,6 +97,7 @@ class Agent:
             agent_id=state.agent_id,
             machine_id=state.machine_id,
             max_workers=self._section.max_workers,
+            labels=self._section.labels,
             store=store,
             worker=worker,
             hooks=hooks,

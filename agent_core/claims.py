@@ -10,6 +10,7 @@ from agent_core.hooks import reason_of
 from agent_core.log import get
 from agent_core.models import Claim, Demand, Task
 from agent_core.protocols import Store
+from agent_core.resources import Free
 from agent_core.workbench import Workbench
 from agent_core.worker import Worker
 
@@ -40,7 +41,7 @@ class Source:
                 continue
             asked_at = self._bench.clock.boottime()
             try:
-                claim = await self._bench.hooks.claim(self._name, Demand(slots=slots))
+                claim = await self._bench.hooks.claim(self._name, self._demand(slots))
                 fresh = await self._keep(claim)
             except Exception as error:
                 await pause(self._trouble_with(error), stopping)
@@ -54,6 +55,9 @@ class Source:
                 wait = max(wait, AT_ONCE)  # or it would be asked as fast as it can say no
             if wait > 0:
                 await pause(wait, stopping)
+
+    def _demand(self, slots: int) -> Demand:
+        return Demand(slots=slots, free=Free(slots=slots), changed=self._worker.changed)
 
     async def _keep(self, claim: Claim) -> list[Task]:
         """Tasks and facts in one transaction: after a crash in between, the source asks again."""

@@ -1,7 +1,7 @@
 """What a plugin that lives beside the work may ask of the agent: `AgentHandle`, kept."""
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from agent_core.api.wire import Answer, Code
 from agent_core.hooks import Caller, reason_of
@@ -21,6 +21,7 @@ class Handle:
         agent_id: str,
         machine_id: str,
         max_workers: int,
+        labels: Mapping[str, str],
         store: Store,
         worker: Worker,
         hooks: Caller,
@@ -29,6 +30,8 @@ class Handle:
         self.agent_id = agent_id
         self.machine_id = machine_id
         self.max_workers = max_workers
+        self.labels = labels
+        self.executors: Sequence[str] = hooks.executors
         self.stream = store.stream
         self.stopping = asyncio.Event()
         self._store = store

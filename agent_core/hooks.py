@@ -122,6 +122,11 @@ class Caller:
         """The plugins that bring work."""
         return [name for name, _ in self._asked["claim"]]
 
+    @property
+    def executors(self) -> list[str]:
+        """The plugins that run tasks, in the order in which they are asked."""
+        return [name for name, _ in self._asked["execute"]]
+
     async def claim(self, plugin: str, demand: Demand) -> Claim:
         claim = await self._of("claim", plugin)(demand=demand)
         if not isinstance(claim, Claim):

@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple
 from agent_core.api.wire import Answer, Code, Json
 from agent_core.clock import Clock, Instant
 from agent_core.lifecycle import EventKind, Status
+from agent_core.resources import NO_ROOM, NOTHING, Free, Resources
+from agent_core.signals import Signal
 
 Stream = Literal["stdout", "stderr"]
 PRIORITY_DEFAULT = 5  # 1 is the most urgent, 10 the least
@@ -104,6 +106,11 @@ class Task:
     max_retries: int = 0
     retry_delay: float = RETRY_DELAY_DEFAULT  # seconds
     created_at: float = 0.0  # wall, seconds since the epoch
+    user: str = ""  # who submitted it
+    depends_on: tuple[str, ...] = ()  # ids; of a local task alone: a server resolves its own
+    labels: Mapping[str, str] = field(default_factory=dict)  # that this machine must have
+    resources: Resources = NOTHING
+    wanted_executor: str = ""  # the only plugin that may run it; "" = the first that takes it
     unreadable: str = ""  # why its description cannot be used; it is refused with these words
     extra: Mapping[str, Json] = field(default_factory=dict)  # fields we do not know, kept
 
@@ -116,6 +123,7 @@ class Task:
     assigned_at: Instant | None = None  # when that start was stored
     started_at: Instant | None = None  # when the current or last run began
     executor: str = ""  # the plugin that runs it
+    devices: tuple[str, ...] = ()  # UUIDs of the GPUs that the current or last start was given
     handle: Mapping[str, Json] = field(default_factory=dict)  # by which it knows the run again
     outcome: Outcome | None = None  # of the last run, once it ended
 
@@ -147,6 +155,9 @@ class Launch:
     progress: str  # path that REMOTEGPU_PROGRESS names
     script: tuple[str, str] | None = None  # path and text of a script to be written first
     timeout: float = TIMEOUT_DEFAULT  # seconds
+    executor: str = ""  # the only plugin that may take it; "" = the first that does
+    resources: Resources = NOTHING
+    devices: tuple[str, ...] = ()  # UUIDs of its GPUs, which stand in its environment already
     stored_at: Instant | None = None  # when the start was stored, for reattach
     handle: Mapping[str, Json] = field(default_factory=dict)  # of the run, for reattach
 
@@ -196,9 +207,14 @@ class Receipt:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Demand:
-    """How much work the agent could take now."""
+    """How much work the agent could take now, and how a source hears that this has changed."""
 
-    slots: int  # at most this many tasks
+    slots: int  # at most this many tasks: to begin at once, or to have ready; 0 = none
+    free: Free = NO_ROOM  # what such a task would find; slots in which nothing runs
+    # With no free slot: a task of this priority or a more urgent one would still begin at once,
+    # because a running one would make room.
+    urgent_at_most: int | None = None
+    changed: Signal = field(default_factory=Signal, compare=False)  # sent when it is another
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -252,7 +268,8 @@ class Inventory:
 class Plan(NamedTuple):
     """A scheduler's answer."""
 
-    start: Sequence[Task] = ()  # at most the free slots, in order
+    start: Sequence[Task] = ()  # in order; together they fit what is free
+    preempt: Sequence[Key] = ()  # running ones that are to make room, the least urgent first
 
 
 class NeverStarted:

@@ -23,6 +23,7 @@ from agent_core.models import (
     Task,
     TaskRun,
 )
+from agent_core.resources import Free
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,8 +121,12 @@ class Scheduler(Protocol):
     def remove(self, key: Key) -> None:
         """It waits no more; an unknown key is no error."""
 
-    def next(self, running: Sequence[Task], free: int) -> Plan:
-        """At most `free` waiting tasks to start now, in order; they stay until removed."""
+    def next(self, running: Sequence[Task], free: Free) -> Plan:
+        """The waiting tasks to start now, in order: as many as fit `free` together.
+
+        They stay until removed. Where no slot is free it may name running tasks that are to make
+        room for more urgent ones.
+        """
 
     def __len__(self) -> int:
         """How many wait."""
@@ -173,6 +178,8 @@ class AgentHandle(Protocol):
     agent_id: str
     machine_id: str
     max_workers: int
+    labels: Mapping[str, str]  # of this machine, by its settings
+    executors: Sequence[str]  # the enabled ones, in the order in which they are asked
     stream: str  # the store's
     stopping: asyncio.Event  # set once: no more claims; running work is handed over
 

@@ -100,6 +100,9 @@ class AgentSection(Section):
     /run and /dev/shm that is a tmpfs and writable, else the state directory."""
     max_workers: int = Field(default=2, ge=1, le=1024)
     """How many tasks run at once."""
+    labels: dict[Text, Text] = Field(default_factory=dict, max_length=64)
+    """What this machine is, as names and values: a task that asks for labels runs only where all
+    of them are."""
 
 
 class ShutdownSection(Section):

@@ -14,6 +14,7 @@ from agent_core.lifecycle import FINAL, Move, Status
 from agent_core.log import about, get
 from agent_core.models import Key, Lease, Outcome, Reason, Task
 from agent_core.protocols import Held, Scheduler, Store
+from agent_core.resources import Free
 from agent_core.runner import Runner
 from agent_core.signals import Signal
 from agent_core.workbench import Workbench, consider
@@ -168,7 +169,9 @@ class Worker:
             if free <= 0:
                 break
             running = [runner.task for runner in self._runners.values()]
-            planned = dict.fromkeys(task.key for task in self._scheduler.next(running, free).start)
+            planned = dict.fromkeys(
+                task.key for task in self._scheduler.next(running, Free(slots=free)).start
+            )
             chosen = [key for key in planned if key in self._waiting][:free]
             if not chosen:
                 break

@@ -19,6 +19,7 @@ from agent_core import (
     Event,
     EventKind,
     Execution,
+    Free,
     Key,
     Lost,
     NeverStarted,
@@ -184,9 +185,9 @@ def test_the_schedule_example_starts_the_oldest_first(context: PluginContext) ->
     scheduler = plugin("schedule", context).schedule()
     for number in (2, 1, 3):
         scheduler.add(Task(id=str(number), command="true", created_at=float(number)))
-    assert [task.id for task in scheduler.next([], 2).start] == ["1", "2"]
+    assert [task.id for task in scheduler.next([], Free(slots=2)).start] == ["1", "2"]
     scheduler.remove(Key("1", ""))
-    assert [task.id for task in scheduler.next([], 1).start] == ["2"]
+    assert [task.id for task in scheduler.next([], Free(slots=1)).start] == ["2"]
     assert len(scheduler) == 2
 
 

@@ -49,6 +49,26 @@ class Code(IntEnum):
     INTERNAL = 30099
 
 
+class Word(StrEnum):
+    """Extensions of the protocol; each is used only where the server's register named it."""
+
+    EVENTS = "events"  # many events in one request, a result for each
+    WAIT = "wait"  # a claim that hangs until there is something
+    COMMANDS = "commands"  # the server's words to an agent, in any answer
+    LOGS = "logs"  # output while a task runs
+
+
+class Action(StrEnum):
+    """What a command asks of an agent; one that it does not carry out is answered 30016."""
+
+    CANCEL = "cancel"
+    SUSPEND = "suspend"
+    RESUME = "resume"
+    DRAIN = "drain"
+    UNDRAIN = "undrain"
+    WATCH = "watch"  # somebody reads a task's output now: send it as it comes
+
+
 class Meaning(NamedTuple):
     http: int  # status that our server sends with the code
     answer: Answer  # what our agent makes of it

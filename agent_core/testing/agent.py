@@ -31,6 +31,8 @@ class MemoryAgent:
         self.agent_id = agent_id
         self.machine_id = machine_id
         self.max_workers = max_workers
+        self.labels: dict[str, str] = {}
+        self.executors: list[str] = ["subprocess_executor"]
         self.stream = stream
         self.stopping = asyncio.Event()
         self.reporter = reporter

@@ -14,6 +14,7 @@ import pytest
 from agent_core.lifecycle import Status
 from agent_core.models import Key
 from agent_core.protocols import Scheduler
+from agent_core.resources import Free
 from agent_core.testing.making import make_task
 
 
@@ -30,21 +31,21 @@ class SchedulerContract:
 
     def test_nothing_waits_at_first(self, scheduler: Scheduler) -> None:
         assert len(scheduler) == 0
-        assert list(scheduler.next([], 5).start) == []
+        assert list(scheduler.next([], Free(slots=5)).start) == []
 
     def test_at_most_the_free_slots_are_planned(self, scheduler: Scheduler) -> None:
         tasks = [make_task(priority=1 + number % 10) for number in range(50)]
         for task in tasks:
             scheduler.add(task)
         for free in (0, 1, 3, 49):
-            assert len(scheduler.next([], free).start) <= free
+            assert len(scheduler.next([], Free(slots=free)).start) <= free
 
     def test_a_free_slot_is_used_while_something_waits(self, scheduler: Scheduler) -> None:
         waiting = {task.key for task in (make_task(priority=number) for number in range(1, 11))}
         for key in waiting:
             scheduler.add(make_task(id=key.task_id, attempt_id=key.attempt_id))
         started: list[Key] = []
-        while plan := scheduler.next([], 3).start:
+        while plan := scheduler.next([], Free(slots=3)).start:
             started += [task.key for task in plan]
             for task in plan:
                 scheduler.remove(task.key)
@@ -55,10 +56,10 @@ class SchedulerContract:
         task = make_task()
         scheduler.add(task)
         for _ in range(3):
-            assert list(scheduler.next([], 2).start) == [task]
+            assert list(scheduler.next([], Free(slots=2)).start) == [task]
             assert len(scheduler) == 1
         scheduler.remove(task.key)
-        assert list(scheduler.next([], 2).start) == []
+        assert list(scheduler.next([], Free(slots=2)).start) == []
         assert len(scheduler) == 0
 
     def test_no_task_is_planned_twice_at_once(self, scheduler: Scheduler) -> None:
@@ -68,7 +69,7 @@ class SchedulerContract:
                 scheduler.add(task)
                 scheduler.remove(task.key)
                 scheduler.add(task)
-        planned = [task.key for task in scheduler.next([], 100).start]
+        planned = [task.key for task in scheduler.next([], Free(slots=100)).start]
         assert sorted(planned) == sorted(task.key for task in tasks)
         assert len(scheduler) == 10
 
@@ -78,7 +79,7 @@ class SchedulerContract:
         changed = replace(task, priority=1, retry_count=1)
         scheduler.add(changed)
         assert len(scheduler) == 1
-        assert list(scheduler.next([], 2).start) == [changed]
+        assert list(scheduler.next([], Free(slots=2)).start) == [changed]
 
     def test_an_unknown_key_may_be_removed(self, scheduler: Scheduler) -> None:
         task = make_task()
@@ -91,5 +92,5 @@ class SchedulerContract:
         running = [make_task(status=Status.RUNNING) for _ in range(3)]
         waiting = make_task()
         scheduler.add(waiting)
-        assert list(scheduler.next(running, 1).start) == [waiting]
+        assert list(scheduler.next(running, Free(slots=1)).start) == [waiting]
         assert len(scheduler) == 1

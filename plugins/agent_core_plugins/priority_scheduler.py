@@ -3,7 +3,7 @@
 import heapq
 from collections.abc import Sequence
 
-from agent_core import Key, Plan, PluginContext, Scheduler, Section, Task, hookimpl
+from agent_core import Free, Key, Plan, PluginContext, Scheduler, Section, Task, hookimpl
 
 Turn = tuple[int, float, str, str]  # priority, created_at, and the key so that no two are equal
 
@@ -46,9 +46,9 @@ class Line:
     def remove(self, key: Key) -> None:
         self._tasks.pop(key, None)
 
-    def next(self, running: Sequence[Task], free: int) -> Plan:
+    def next(self, running: Sequence[Task], free: Free) -> Plan:
         turns: list[Turn] = []
-        while self._heap and len(turns) < free:
+        while self._heap and len(turns) < free.slots:
             turn = heapq.heappop(self._heap)
             # One that left and came back with the same turn stands here twice.
             if self._waits(turn) and (not turns or turns[-1] != turn):

@@ -52,6 +52,7 @@ async def core(tmp_path: Path) -> Any:
 
 def handle_of(core: Core) -> Handle:
     return Handle(
+        labels={},
         agent_id="agent-1",
         machine_id="machine-1",
         max_workers=2,

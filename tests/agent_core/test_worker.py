@@ -12,6 +12,7 @@ from agent_core.clock import Instant
 from agent_core.errors import StoreError, StoreFull
 from agent_core.lifecycle import Move, Status
 from agent_core.models import Key, Lease, Plan, Reason, Task, Verdict
+from agent_core.resources import Free
 from agent_core.testing.clock import TurnedClock
 from agent_core.worker import WINDOW
 from tests.agent_core.core import Core, GivenScheduler, task, turns, until, within
@@ -636,7 +637,7 @@ class Line:
     def remove(self, key: Key) -> None:
         self.waiting.pop(key, None)
 
-    def next(self, running: Sequence[Task], free: int) -> Plan:
+    def next(self, running: Sequence[Task], free: Free) -> Plan:
         return Plan(start=self.plans.pop(0) if self.plans else [])
 
     def __len__(self) -> int:

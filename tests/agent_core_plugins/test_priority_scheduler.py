@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from agent_core import Key, PluginContext, Scheduler, Task
+from agent_core import Free, Key, PluginContext, Scheduler, Task
 from agent_core.testing.clock import TurnedClock
 from agent_core.testing.scheduler import SchedulerContract
 from agent_core.testing.store import make_task
@@ -40,7 +40,7 @@ def test_the_most_urgent_goes_first_then_the_oldest_then_by_key():
     ]
     for task in tasks:
         line.add(task)
-    order = [(task.id, task.attempt_id) for task in line.next([], 10).start]
+    order = [(task.id, task.attempt_id) for task in line.next([], Free(slots=10)).start]
     assert order == [
         ("z", "attempt-1"),
         ("a", "attempt-1"),
@@ -60,7 +60,7 @@ def test_what_has_left_takes_no_room_for_long():
         line.add(passing)
         line.remove(passing.key)
     assert len(line._heap) < 50
-    assert list(line.next([], 5).start) == [staying]
+    assert list(line.next([], Free(slots=5)).start) == [staying]
 
 
 class LineMachine(RuleBasedStateMachine):
@@ -94,11 +94,11 @@ class LineMachine(RuleBasedStateMachine):
 
     @rule(free=st.integers(0, 15))
     def ask(self, free: int) -> None:
-        assert list(self.line.next([], free).start) == self._order()[:free]
+        assert list(self.line.next([], Free(slots=free)).start) == self._order()[:free]
 
     @rule(free=st.integers(1, 3))
     def start(self, free: int) -> None:
-        plan = self.line.next([], free).start
+        plan = self.line.next([], Free(slots=free)).start
         assert list(plan) == self._order()[:free]
         for task in plan:
             self.line.remove(task.key)

@@ -13,11 +13,13 @@ from agent_core import (
     Lease,
     Outcome,
     Reason,
+    Resources,
     Status,
     StoreError,
     Task,
     TaskRun,
     Usage,
+    resources,
 )
 from agent_core_plugins.sqlite_store import statements as sql
 
@@ -34,6 +36,7 @@ MOVING = frozenset(  # the second group of Task's fields: what a move may change
         "assigned_at",
         "started_at",
         "executor",
+        "devices",
         "handle",
         "outcome",
     }
@@ -41,6 +44,7 @@ MOVING = frozenset(  # the second group of Task's fields: what a move may change
 _INSTANTS = ("assigned_at", "started_at")
 _LEASE = ("lease", "lease_boottime", "lease_boot_id", "lease_stop_after")
 _EMPTY = "{}"
+_NONE = "[]"
 _ENCODER = json.JSONEncoder(separators=(",", ":"), check_circular=True)
 _AT = {name: place for place, name in enumerate(sql.TASK)}
 _OUTCOME_AT = _AT["reason"]
@@ -58,6 +62,18 @@ def _loads(text: str) -> Any:
     return {} if text == _EMPTY else json.loads(text)
 
 
+def _list(values: Sequence[str]) -> str:
+    return _ENCODER.encode(list(values)) if values else _NONE
+
+
+def _tuple(text: str) -> tuple[str, ...]:
+    return () if text == _NONE else tuple(json.loads(text))
+
+
+def _resources(text: str) -> Resources:
+    return resources.NOTHING if text == _EMPTY else resources.read(json.loads(text))
+
+
 def task_row(task: Task) -> tuple[object, ...]:
     """In the order of `statements.ADD_TASK`, which is the table's."""
     return (
@@ -67,7 +83,7 @@ def task_row(task: Task) -> tuple[object, ...]:
         task.name,
         task.type,
         task.command,
-        _ENCODER.encode(list(task.args)),
+        _list(task.args),
         task.exec,
         task.workdir,
         _dumps(dict(task.env)),
@@ -88,6 +104,12 @@ def task_row(task: Task) -> tuple[object, ...]:
         *_instant_row(task.started_at),
         task.executor,
         _dumps(dict(task.handle)),
+        task.user,
+        _list(task.depends_on),
+        _dumps(dict(task.labels)),
+        _dumps(resources.as_json(task.resources)),
+        task.wanted_executor,
+        _list(task.devices),
         *outcome_row(task.outcome),
     )
 
@@ -105,6 +127,8 @@ def changed_columns(changes: Mapping[str, Any]) -> dict[str, object]:
         elif name in _INSTANTS:
             names = (name, f"{name}_boottime", f"{name}_boot_id")
             columns.update(zip(names, _instant_row(value), strict=True))
+        elif name == "devices":
+            columns[name] = _list(value)
         elif name == "handle":
             columns[name] = _dumps(dict(value))
         else:
@@ -157,7 +181,7 @@ def as_task(row: Row) -> Task:
         name=row[3],
         type=row[4],
         command=row[5],
-        args=tuple(json.loads(row[6])),
+        args=_tuple(row[6]),
         exec=bool(row[7]),
         workdir=row[8],
         env=_loads(row[9]),
@@ -178,6 +202,12 @@ def as_task(row: Row) -> Task:
         started_at=_instant(row[_STARTED_AT : _STARTED_AT + 3]),
         executor=row[_AT["executor"]],
         handle=_loads(row[_AT["handle"]]),
+        user=row[_AT["user"]],
+        depends_on=_tuple(row[_AT["depends_on"]]),
+        labels=_loads(row[_AT["labels"]]),
+        resources=_resources(row[_AT["resources"]]),
+        wanted_executor=row[_AT["wanted_executor"]],
+        devices=_tuple(row[_AT["devices"]]),
         outcome=as_outcome(row[_OUTCOME_AT:]),
     )
 

@@ -120,7 +120,44 @@ def _create(db: sqlite3.Connection) -> None:
     db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
 
 
-STEPS: tuple[Step, ...] = (_create,)  # the step at index n makes version n + 1 of version n
+_ASKING = (
+    "user TEXT NOT NULL",
+    "depends_on TEXT NOT NULL",
+    "labels TEXT NOT NULL",
+    "resources TEXT NOT NULL",
+    "wanted_executor TEXT NOT NULL",
+    "devices TEXT NOT NULL",
+)
+
+
+def _ask_for_machines(db: sqlite3.Connection) -> None:
+    """Tasks may wait for others, and ask for labels, resources and an executor.
+
+    The table is made anew, so that the output goes on standing behind everything else in a row.
+    """
+    place = "        reason TEXT,\n"
+    table, *indexes = (text for text in _FIRST if " tasks " in text)
+    names = [row[1] for row in db.execute("PRAGMA table_info(tasks)")]
+    columns = "".join(f"        {column},\n" for column in _ASKING)
+    db.execute("ALTER TABLE tasks RENAME TO tasks_1")
+    for index in ("tasks_by_status", "tasks_by_turn", "tasks_by_due_time"):
+        db.execute(f"DROP INDEX {index}")
+    db.execute(table.replace(place, columns + place))
+    db.execute(  # names of our own table
+        f"INSERT INTO tasks ({', '.join(names)}, user, depends_on, labels, resources,"  # noqa: S608
+        f" wanted_executor, devices) SELECT {', '.join(names)}, '', '[]', '{{}}', '{{}}', '', '[]'"
+        " FROM tasks_1"
+    )
+    db.execute("DROP TABLE tasks_1")
+    for text in indexes:
+        db.execute(text)
+
+
+# The step at index n makes version n + 1 of version n.
+STEPS: tuple[Step, ...] = (
+    _create,
+    _ask_for_machines,
+)  # the step at index n makes version n + 1 of version n
 
 
 def bring_up_to_date(db: sqlite3.Connection, path: str, steps: Sequence[Step] = STEPS) -> None:

@@ -87,6 +87,12 @@ class TaskColumns(SQLModel):
     started_at_boot_id: str | None = _maybe_text()
     executor: str = _text()
     handle: str = _text()  # JSON object
+    user: str = _text()
+    depends_on: str = _text()  # JSON list
+    labels: str = _text()  # JSON object
+    resources: str = _text()  # JSON object, the wire's form
+    wanted_executor: str = _text()
+    devices: str = _text()  # JSON list
 
 
 class TaskRow(OutcomeColumns, TaskColumns, Table, table=True):
