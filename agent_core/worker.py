@@ -1,7 +1,7 @@
 """The loop that gives each free slot the task whose turn it is."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from agent_core import attempts, endings, recovery
@@ -11,39 +11,32 @@ from agent_core.endings import Stop
 from agent_core.errors import Conflict, StoreError
 from agent_core.feed import Feed
 from agent_core.lifecycle import FINAL, Move, Status
-from agent_core.log import about, get
+from agent_core.log import get
 from agent_core.models import Key, Lease, Outcome, Reason, Task
 from agent_core.protocols import Held, Scheduler, Store
 from agent_core.resources import Free
 from agent_core.runner import Runner
 from agent_core.signals import Signal
+from agent_core.slots import Slots
+from agent_core.waiting import WINDOW, Waiting
 from agent_core.workbench import Workbench, consider
-
-WINDOW = 1000  # tasks that wait in memory; the rest waits in the store
-ABANDON_LIMIT = 5.0  # seconds for the runners to let go
 
 
 class Worker:
-    """Knows what waits, what runs and how many slots are free. The store knows the truth."""
+    """Brings together what waits and the slots. The store knows the truth."""
 
     def __init__(
         self, bench: Workbench, store: Store, scheduler: Scheduler, max_workers: int
     ) -> None:
+        self.changed = Signal()  # there may be more room than there was
+        self.waiting = Waiting(scheduler, Feed(store, bench.clock))
+        self.slots = Slots(bench, store, max_workers, self._ended)
         self._bench = bench
         self._store = store
-        self._scheduler = scheduler
-        self._max_workers = max_workers
-        self._log = get("worker")
         self._held: dict[Key, Task] = {}  # every task in memory that is not final
-        self._waiting: set[Key] = set()  # those of them that the scheduler has
-        self._parked: set[Key] = set()  # whose turn came when they could not begin
-        self._runners: dict[Key, Runner] = {}
-        self._background: set[asyncio.Task[None]] = set()
-        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._wake = asyncio.Event()
-        self.changed = Signal()  # there may be more room than there was
-        self._feed = Feed(store, bench.clock)
         self._leaving = False
+        self._log = get("worker")
 
     # --- what others ask
 
@@ -52,19 +45,23 @@ class Worker:
         """Tasks that may be claimed now: the free slots and two to have ready, minus what waits."""
         if self._leaving or len(self._held) >= WINDOW:
             return 0
-        free = max(0, self._max_workers - len(self._runners))
-        return max(0, free + 2 - len(self._waiting) - len(self._parked))
+        return max(0, self.slots.free + 2 - len(self.waiting))
 
     def held(self, source: str) -> list[Held]:
         """The attempts of one source that are not final, each as it stands now."""
-        now = (
-            self._runners[key].task if key in self._runners else task
+        return [
+            self._bench.leases.held(self._now(key))
             for key, task in self._held.items()
-        )
-        return [self._bench.leases.held(task) for task in now if task.source == source]
+            if task.source == source
+        ]
 
     def runner(self, key: Key) -> Runner | None:
-        return self._runners.get(key)
+        return self.slots.runner(key)
+
+    def _now(self, key: Key) -> Task:
+        """A held task as it stands: who has a slot moves on without us."""
+        runner = self.slots.runner(key)
+        return runner.task if runner else self._held[key]
 
     # --- what comes in
 
@@ -107,7 +104,7 @@ class Worker:
         stop = Stop(reason=Reason.CANCELLED, code=code, words=reason)
         task = self._held.get(key) or await self._store.get(key)
         while task and task.status not in FINAL:
-            if runner := self._runners.get(key):
+            if runner := self.slots.runner(key):
                 runner.stop(stop)
                 return True
             if self._leaving and task.status is not Status.PENDING:
@@ -122,15 +119,14 @@ class Worker:
 
     def renewed(self, key: Key, lease: Lease) -> None:
         """The attempt is ours for longer; if it waited for that, it waits for a slot again."""
-        task = self._held.get(key)
-        if task is None:
+        if key not in self._held:
             return
-        runner = self._runners.get(key)
-        task = runner.task if runner else task
+        task = self._now(key)
         lease = self._bench.leases.renew(task, lease)
         if lease.stop_after is not None:
-            self._in_background(self._bench.leases.save(self._store, task), f"lease {task.id}")
-        self._unpark(key)
+            self.slots.in_background(self._bench.leases.save(self._store, task), f"lease {task.id}")
+        if self.waiting.unpark(self._held[key]):
+            self._wake.set()
 
     # --- the loop
 
@@ -141,78 +137,54 @@ class Worker:
             await self._take_in()
             self._fill()
             wake = asyncio.ensure_future(self._wake.wait())
-            events: set[asyncio.Future[Any]] = {wake, self._failed}
+            events: set[asyncio.Future[Any]] = {wake, self.slots.failed}
             try:
                 await asyncio.wait(
                     events,
-                    timeout=self._feed.until_due(),
+                    timeout=self.waiting.feed.until_due(),
                     return_when=asyncio.FIRST_COMPLETED,
                 )
             finally:
                 wake.cancel()
-            if self._failed.done():
-                self._failed.result()
+            if self.slots.failed.done():
+                self.slots.failed.result()
 
     async def _take_in(self) -> None:
         """Let tasks of the store whose time has come wait here for a slot."""
         if self._leaving:
             return
-        known = self._waiting | self._parked | self._runners.keys()
-        for task in await self._feed.take(WINDOW - len(self._waiting), known):
+        for task in await self.waiting.bring_in(self.slots.keys):
             self._held.setdefault(task.key, task)
-            self._wait(task)
 
     def _fill(self) -> None:
         """Give every free slot a task, if there is one that may begin."""
-        while self._waiting and not self._leaving:
-            free = self._max_workers - len(self._runners)
-            if free <= 0:
-                break
-            running = [runner.task for runner in self._runners.values()]
-            planned = dict.fromkeys(
-                task.key for task in self._scheduler.next(running, Free(slots=free)).start
-            )
-            chosen = [key for key in planned if key in self._waiting][:free]
+        while self.waiting.in_line and not self._leaving and (free := self.slots.free):
+            chosen = self.waiting.plan(self.slots.tasks, Free(slots=free)).start[:free]
             if not chosen:
                 break
-            for key in chosen:
-                self._unwait(key)
-                task = self._held[key]
+            for each in chosen:
+                task = self._held[each.key]
                 if self._bench.leases.over(task):
                     self._log.info("its lease is over, waiting for a renewal", task=task.id)
-                    self._parked.add(key)
-                elif attempts.one_runs(task, [runner.task for runner in self._runners.values()]):
+                    self.waiting.park(task)
+                elif attempts.one_runs(task, self.slots.tasks):
                     self._log.info("an older attempt at it is still here", task=task.id)
-                    self._parked.add(key)
+                    self.waiting.park(task)
                 else:
+                    self.waiting.remove(task.key)
                     self._start(task)
         if self.room:
             self.changed.send()
 
     def _start(self, task: Task) -> None:
         self._held[task.key] = task
-        runner = Runner(self._bench, task)
-        self._runners[task.key] = runner
-        self._in_background(self._drive(runner), f"runner {task.id}")
+        self.slots.start(task)
 
-    def _in_background(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        job = asyncio.create_task(work, name=name)
-        self._background.add(job)
-        job.add_done_callback(self._driven)
-
-    async def _drive(self, runner: Runner) -> None:
-        key = runner.task.key
-        task: Task | None
-        with about(task=key.task_id, attempt=key.attempt_id):
-            try:
-                await runner.run()
-                task = runner.task
-            except Conflict as error:
-                self._log.warning("somebody else was first; reading the task again", why=str(error))
-                task = await recovery.reread(self._bench, self._store, key)
-        self._runners.pop(key, None)
-        for newer in [each for each in self._parked if each.task_id == key.task_id]:
-            self._unpark(newer)
+    def _ended(self, key: Key, task: Task | None) -> None:
+        """Its slot is free. None: the store does not know it any more."""
+        for newer in self.waiting.parked:
+            if newer.id == key.task_id:
+                self.waiting.unpark(newer)
         if task is None or task.status in FINAL:
             self._forget(key)
         else:
@@ -226,46 +198,22 @@ class Worker:
 
     def _again(self, task: Task) -> None:
         """It waits, at once or from its due time on; what had a start is looked for."""
-        if self._leaving or task.key in self._runners:
+        if self._leaving or self.slots.runner(task.key):
             return  # left to itself while the agent leaves
         if task.status is not Status.PENDING:
             self._start(task)
         elif task.due_at <= self._bench.clock.wall():
-            self._wait(task)
+            self.waiting.add(task)
         else:
-            self._feed.look_at(task.due_at)
-
-    def _driven(self, job: asyncio.Task[None]) -> None:
-        self._background.discard(job)
-        if not job.cancelled() and (error := job.exception()) and not self._failed.done():
-            self._failed.set_exception(error)
-
-    def _wait(self, task: Task) -> None:
-        if len(self._waiting) >= WINDOW:
-            self._feed.look_again()
-            return
-        self._waiting.add(task.key)
-        self._scheduler.add(task)
-
-    def _unwait(self, key: Key) -> None:
-        self._waiting.discard(key)
-        self._parked.discard(key)
-        self._scheduler.remove(key)
-
-    def _unpark(self, key: Key) -> None:
-        """If it was set aside: it waits for a slot again."""
-        if key in self._parked:
-            self._parked.discard(key)
-            self._wait(self._held[key])
-            self._wake.set()
+            self.waiting.feed.look_at(task.due_at)
 
     async def _end(self, task: Task, move: Move, outcome: Outcome) -> None:
         """Bring a task that waits to its end."""
-        self._unwait(task.key)
+        self.waiting.remove(task.key)
         try:
             await self._bench.moves.make(task, move, outcome=outcome)
         except StoreError:
-            self._feed.look_again()  # it is still pending in the store: take it up from there
+            self.waiting.feed.look_again()  # it is still pending there: take it up again
             self._wake.set()
             raise
         self._forget(task.key)
@@ -277,10 +225,7 @@ class Worker:
         """Start nothing more; returns when every run has been left alone or brought to its end."""
         self._leaving = True
         self._wake.set()
-        for runner in self._runners.values():
-            runner.leave()
-        while self._background:
-            await asyncio.wait(set(self._background))
+        await self.slots.leave()
 
     async def give_back(self) -> None:
         """Release what a source gave us and no run of which ever began."""
@@ -295,7 +240,4 @@ class Worker:
     async def abandon(self) -> None:
         """Leave at once: nothing more is written; recovery takes it up from the store."""
         self._leaving = True
-        for job in self._background:
-            job.cancel()
-        if self._background:
-            await asyncio.wait(set(self._background), timeout=ABANDON_LIMIT)
+        await self.slots.abandon()

@@ -266,7 +266,7 @@ class Core:
         """No runner is left."""
 
         async def idle() -> bool:
-            return not self.worker._runners
+            return not self.worker.slots.tasks
 
         await until(idle)
 

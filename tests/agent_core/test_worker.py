@@ -14,7 +14,7 @@ from agent_core.lifecycle import Move, Status
 from agent_core.models import Key, Lease, Plan, Reason, Task, Verdict
 from agent_core.resources import Free
 from agent_core.testing.clock import TurnedClock
-from agent_core.worker import WINDOW
+from agent_core.waiting import WINDOW
 from tests.agent_core.core import Core, GivenScheduler, task, turns, until, within
 
 T1, T2, T3 = task("t1"), task("t2"), task("t3")
@@ -225,7 +225,7 @@ async def test_a_task_that_waits_for_its_lease_can_be_cancelled(core: Core) -> N
     await core.start()
     late = task(lease=lease(core, -1))
     await core.bring(late)
-    await until(lambda: late.key in core.worker._parked)
+    await until(lambda: late in core.worker.waiting.parked)
     assert await core.worker.cancel(late.key, code=1, reason="no")
     assert core.worker.room == 4
     core.worker.renewed(late.key, lease(core, 60))
@@ -301,7 +301,7 @@ async def test_another_source_may_have_a_task_of_the_same_id(core: Core) -> None
 async def test_a_newer_attempt_can_be_cancelled_while_the_older_ends(core: Core) -> None:
     await core.start()
     newer, run = await anew(core)
-    await until(lambda: newer.key in core.worker._parked)
+    await until(lambda: newer in core.worker.waiting.parked)
     assert await core.worker.cancel(newer.key, code=7, reason="by Ada")
     run.end()
     await core.until_idle()
@@ -319,7 +319,7 @@ async def test_after_a_kill_a_newer_attempt_waits_for_the_run_that_is_found_agai
     newer = task("t1", attempt_id="a0")  # whichever the store lists first
     await core.add(newer)
     core = await (await core.again()).start()
-    await until(lambda: newer.key in core.worker._parked)
+    await until(lambda: newer in core.worker.waiting.parked)
     assert len(core.executor.runs) == 1
     assert await core.worker.cancel(T1.key, code=Code.ATTEMPT_LOST, reason="lost")
     await core.until_status(T1, "cancelled")
@@ -404,7 +404,7 @@ async def test_a_task_that_begins_while_its_cancel_looks_for_it_is_cancelled_all
     gate = core.store.hold("get")
     cancel = asyncio.create_task(core.worker.cancel(local.key, code=7, reason="by Ada"))
     await within(core.store.entered["get"].wait())
-    core.worker._feed.look_again()
+    core.worker.waiting.feed.look_again()
     await core.worker.admit([])
     run = await core.executor.next_run()
     await core.until_status(local, "running")
@@ -423,7 +423,7 @@ async def test_a_task_that_begins_while_its_cancel_is_saved_is_cancelled_all_the
     gate = core.store.hold("save", before=True)
     cancel = asyncio.create_task(core.worker.cancel(local.key, code=7, reason="by Ada"))
     await within(core.store.entered["save"].wait())
-    core.worker._feed.look_again()
+    core.worker.waiting.feed.look_again()
     await core.worker.admit([])
     run = await core.executor.next_run()
     await core.until_status(local, "running")
@@ -465,7 +465,7 @@ async def test_a_cancel_that_fails_while_the_store_is_read_forgets_nobody(core: 
     await running(core, T1, T2)
     await core.bring(T3)
     gate = core.store.hold("due")
-    core.worker._feed.look_again()
+    core.worker.waiting.feed.look_again()
     await core.worker.admit([])
     await within(core.store.entered["due"].wait())
     core.store.fail("save", StoreFull("no room"))
@@ -526,7 +526,7 @@ async def test_a_retry_that_is_stored_while_the_due_times_are_read_is_not_forgot
     await core.start()
     [run] = await running(core, task(max_retries=1, retry_delay=0.3))
     gate = core.store.hold("next_due")
-    core.worker._feed.look_again()
+    core.worker.waiting.feed.look_again()
     await core.worker.admit([])
     await within(core.store.entered["next_due"].wait())
     run.end(1)
@@ -779,7 +779,7 @@ async def test_who_is_hurried_writes_nothing_more(core: Core) -> None:
     await within(core.worker.abandon())
     await within(leaving)
     assert (await core.get(T1)).status is Status.RUNNING
-    assert not core.worker._background
+    assert core.worker.slots.idle
 
 
 async def test_a_renewal_of_a_run_that_must_not_overlap_outlives_the_agent(core: Core) -> None:

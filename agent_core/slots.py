@@ -1,0 +1,100 @@
+"""The slots of this agent and the runner in each, driven in the background."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from agent_core import recovery
+from agent_core.errors import Conflict
+from agent_core.log import about, get
+from agent_core.models import Key, Task
+from agent_core.protocols import Store
+from agent_core.runner import Runner
+from agent_core.workbench import Workbench
+
+ABANDON_LIMIT = 5.0  # seconds for the runners to let go
+
+
+class Slots:
+    """Who runs. `ended` hears of each task whose runner is done with it, as it stands then."""
+
+    def __init__(
+        self,
+        bench: Workbench,
+        store: Store,
+        count: int,
+        ended: Callable[[Key, Task | None], None],
+    ) -> None:
+        self.count = count
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._bench = bench
+        self._store = store
+        self._ended = ended
+        self._runners: dict[Key, Runner] = {}
+        self._background: set[asyncio.Task[None]] = set()
+        self._log = get("worker")
+
+    @property
+    def free(self) -> int:
+        return max(0, self.count - len(self._runners))
+
+    @property
+    def tasks(self) -> list[Task]:
+        """What runs, each as it stands now."""
+        return [runner.task for runner in self._runners.values()]
+
+    @property
+    def keys(self) -> set[Key]:
+        return set(self._runners)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing runs, and nothing of what ran is still to be done."""
+        return not self._background
+
+    def runner(self, key: Key) -> Runner | None:
+        return self._runners.get(key)
+
+    def start(self, task: Task) -> None:
+        """Give it a slot, whether one is free or not: what was begun before counts, too."""
+        runner = Runner(self._bench, task)
+        self._runners[task.key] = runner
+        self.in_background(self._drive(runner), f"runner {task.id}")
+
+    def in_background(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Beside the loop; an error of it ends the agent."""
+        job = asyncio.create_task(work, name=name)
+        self._background.add(job)
+        job.add_done_callback(self._driven)
+
+    async def _drive(self, runner: Runner) -> None:
+        key = runner.task.key
+        task: Task | None
+        with about(task=key.task_id, attempt=key.attempt_id):
+            try:
+                await runner.run()
+                task = runner.task
+            except Conflict as error:
+                self._log.warning("somebody else was first; reading the task again", why=str(error))
+                task = await recovery.reread(self._bench, self._store, key)
+        self._runners.pop(key, None)
+        self._ended(key, task)
+
+    def _driven(self, job: asyncio.Task[None]) -> None:
+        self._background.discard(job)
+        if not job.cancelled() and (error := job.exception()) and not self.failed.done():
+            self.failed.set_exception(error)
+
+    async def leave(self) -> None:
+        """Returns when every run has been left alone or brought to its end."""
+        for runner in self._runners.values():
+            runner.leave()
+        while self._background:
+            await asyncio.wait(set(self._background))
+
+    async def abandon(self) -> None:
+        """Let go at once: nothing more is written."""
+        for job in self._background:
+            job.cancel()
+        if self._background:
+            await asyncio.wait(set(self._background), timeout=ABANDON_LIMIT)
