@@ -123,6 +123,7 @@ class Site:
         # Short, since a socket lies in it, and on tmpfs where there is one.
         fast = Path("/dev/shm")
         self.runtime = Path(tempfile.mkdtemp(prefix="rg-", dir=fast if fast.is_dir() else None))
+        self.database = f"sqlite:///{root}/server.db"
         self.server: Process | None = None
         self.agents: dict[str, Process] = {}
         self.relays: list[Relay] = []
@@ -133,7 +134,7 @@ class Site:
     def start_server(self, **settings: object) -> Process:
         env = {
             "REMOTEGPU_SERVER__PORT": str(self.port),
-            "REMOTEGPU_SERVER__DATABASE": f"sqlite:///{self.root}/server.db",
+            "REMOTEGPU_SERVER__DATABASE": self.database,
             "REMOTEGPU_SERVER__AGENT_TOKEN": self.agent_token,
             "REMOTEGPU_SERVER__USER_TOKEN": self.user_token,
             **{f"REMOTEGPU_SERVER__{k.upper()}": str(v) for k, v in settings.items()},

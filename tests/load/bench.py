@@ -1,39 +1,34 @@
-"""Tasks a second against `xargs -P2`, and where the time goes. Prints figures, judges nothing.
+"""Tasks a second against `xargs -P`, and where the time goes. Prints figures, judges nothing.
 
-    python -m tests.load.bench [--tasks 2000] [--rounds 4] [--json FILE]
+    python -m tests.load.bench [--tasks 2000] [--rounds 4] [--database postgresql] [--json FILE]
 
 Server and agent are real processes with their durable defaults, in a directory of their own.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import random
-import sqlite3
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from tests.end_to_end.site import Site, site_in, wait_for
+from tests.end_to_end.site import Site, wait_for
 from tests.load.measuring import Crew, Results, crew_of, halted, machine, wakeups
+from tests.load.workload import (
+    DATABASES,
+    DEFAULTS,
+    Books,
+    a_site,
+    database_of,
+    run_tasks,
+    run_xargs,
+    say,
+)
 
-# What the test site shortens is as a user has it.
-DEFAULTS = {
-    "server_client__poll_interval": 5,
-    "server_client__heartbeat_interval": 30,
-    "shutdown__grace": 30,
-    "subprocess_executor__grace": 10,
-    "log__level": "warning",
-}
-PATIENCE = 900.0  # seconds for one round
 LANES = 2  # submissions to the idle agent at once; it has two slots
 # Put before a process by PYTHONPATH, in the counting pass alone: tracing costs time.
 COUNTING = """
@@ -55,59 +50,16 @@ atexit.register(write)
 """
 
 
-@contextlib.contextmanager
-def a_site(root: Path) -> Iterator[Site]:
-    """A site of its own; what its processes have said goes to standard error."""
-    root.mkdir(exist_ok=True)
-    with contextlib.redirect_stdout(sys.stderr), site_in(root) as site:
-        yield site
-
-
-def read(site: Site, statement: str, *values: object) -> Any:
-    """One value of the server's database, past the server: asking it would cost it time."""
-    path = f"file:{site.root}/server.db?mode=ro"
-    with contextlib.closing(sqlite3.connect(path, uri=True)) as database:
-        return database.execute(statement, values).fetchone()[0]
-
-
-def finished(site: Site, since: float) -> int:
-    query = "SELECT count(*) FROM tasks WHERE created_at >= ? AND status = 'completed'"
-    return int(read(site, query, since))
-
-
-def run_tasks(site: Site, crew: Crew, count: int) -> tuple[float, dict[str, float]]:
-    """Seconds from the first grant to the last reported result, and CPU seconds by process."""
-    since = time.time()
-    with halted(crew.agent, crew.supervisor):
-        for _ in range(count):
-            site.submit("/bin/true", exec=True)
-        before = crew.cpu()
-    wait_for(lambda: finished(site, since) >= count, f"{count} tasks completed", PATIENCE)
-    ended = time.time()
-    spent = {name: now - before[name] for name, now in crew.cpu().items()}
-    return ended - float(read(site, "SELECT min(granted_at) FROM attempts WHERE granted_at >= ?",
-                              since)), spent  # fmt: skip
-
-
-def run_xargs(count: int) -> float:
-    """Seconds that the same processes take without anything around them."""
-    begun = time.perf_counter()
-    subprocess.run(
-        ["xargs", "-P2", "-n1", "/bin/true"],
-        input="\n".join(map(str, range(count))).encode(),
-        check=True,
-    )
-    return time.perf_counter() - begun
-
-
-def throughput(site: Site, crew: Crew, results: Results, *, tasks: int, rounds: int) -> None:
+def throughput(
+    site: Site, crew: Crew, results: Results, *, tasks: int, rounds: int, workers: int
+) -> None:
     """Interleaved rounds, so that a noisy moment of the machine meets both sides."""
     size = max(1, tasks // rounds)
     ours, theirs, ratios = [], [], []
     cpu: Counter[str] = Counter()
     run_tasks(site, crew, 50)  # caches are warm in the rounds that count
     for number in range(rounds):
-        xargs = run_xargs(size)
+        xargs = run_xargs(size, workers)
         wall, spent = run_tasks(site, crew, size)
         ours.append(wall)
         theirs.append(xargs)
@@ -116,15 +68,32 @@ def throughput(site: Site, crew: Crew, results: Results, *, tasks: int, rounds: 
         say(f"round {number + 1}/{rounds}: {size / wall:.0f}/s, xargs {size / xargs:.0f}/s")
     done = size * rounds
     results.add(
-        f"throughput, {done} x /bin/true",
+        f"throughput with {workers} workers, {done} x /bin/true",
         tasks_per_second=done / sum(ours),
-        xargs_P2_per_second=done / sum(theirs),
+        xargs_per_second=done / sum(theirs),
         ratio_to_xargs_median=statistics.median(ratios),
         ratio_to_xargs_worst=min(ratios),
         ratio_to_xargs_best=max(ratios),
         **{f"{name}_cpu_ms_per_task": spent * 1000 / done for name, spent in cpu.items()},
         cpu_ms_per_task=sum(cpu.values()) * 1000 / done,
     )
+
+
+def crowded(site: Site, crew: Crew, results: Results, *, tasks: int, waiting: list[int]) -> None:
+    """CPU for each task while so many others wait behind it; the few of those that ran count."""
+    books = Books(site.database)
+    done = "SELECT count(*) FROM tasks WHERE status = 'completed'"
+    figures: dict[str, float] = {}
+    for crowd in waiting:
+        with halted(crew.agent, crew.supervisor):
+            books.multiply(site.submit("/bin/true", exec=True, priority=9), crowd - 1)
+            before = books.value(done)
+            _, spent = run_tasks(site, crew, tasks, priority=1)
+        books.forget_waiting()
+        ran = books.value(done) - before
+        for name, seconds in spent.items():
+            figures[f"{crowd}_waiting_{name}_cpu_ms_per_task"] = seconds * 1000 / ran
+    results.add(f"while others wait, {tasks} tasks each", **figures)
 
 
 def latency(site: Site, results: Results, *, submissions: int) -> None:
@@ -233,37 +202,49 @@ def counted(root: Path, results: Results, *, tasks: int) -> None:
     )
 
 
-def say(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)
+def timed(root: Path, results: Results, given: argparse.Namespace) -> None:
+    """One pair of server and agent for everything that is timed with so many workers."""
+    for workers in given.workers:
+        with a_site(root / f"timed-{workers}") as site, database_of(site, given.database):
+            site.start_server()
+            agent = site.start_agent(**DEFAULTS, agent__max_workers=workers)
+            crew = crew_of(site, agent)
+            if workers == given.workers[0]:
+                say(f"idle for {given.idle:g} s ...")
+                idle(crew, results, duration=given.idle)
+            say(f"{workers} workers ...")
+            throughput(site, crew, results, tasks=given.tasks, rounds=given.rounds, workers=workers)
+            if workers == given.workers[0]:
+                say(f"{given.submissions} submissions to an idle agent ...")
+                latency(site, results, submissions=given.submissions)
+                say("while others wait ...")
+                crowded(site, crew, results, tasks=given.crowd_tasks, waiting=given.waiting)
+            agent.stop()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--tasks", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--submissions", type=int, default=50)
+    parser.add_argument("--workers", type=int, nargs="*", default=[2, 8])
+    parser.add_argument("--database", choices=DATABASES, default="sqlite")
+    parser.add_argument("--submissions", type=int, default=100)
+    parser.add_argument("--waiting", type=int, nargs="*", default=[10, 1000, 100_000])
+    parser.add_argument("--crowd-tasks", type=int, default=500)
     parser.add_argument("--idle", type=float, default=20.0, metavar="SECONDS")
     parser.add_argument("--starts", type=int, default=5)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     given = parser.parse_args()
     results = Results()
-    results.add("machine", **machine())
+    results.add("machine", **machine(), database=given.database)
     with tempfile.TemporaryDirectory(prefix="remotegpu-bench-") as folder:
         root = Path(folder)
-        say("start to first claim ...")
-        with a_site(root / "starts") as site:
-            site.start_server()
-            startup(site, results, times=given.starts)
-        with a_site(root / "timed") as site:
-            site.start_server()
-            agent = site.start_agent(**DEFAULTS)
-            crew = crew_of(site, agent)
-            say(f"idle for {given.idle:g} s ...")
-            idle(crew, results, duration=given.idle)
-            throughput(site, crew, results, tasks=given.tasks, rounds=given.rounds)
-            say(f"{given.submissions} submissions to an idle agent ...")
-            latency(site, results, submissions=given.submissions)
-            agent.stop()
+        if given.starts:
+            say("start to first claim ...")
+            with a_site(root / "starts") as site:
+                site.start_server()
+                startup(site, results, times=given.starts)
+        timed(root, results, given)
         say("counting requests and commits ...")
         counted(root / "counted", results, tasks=200)
     results.show()
