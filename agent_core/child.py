@@ -29,7 +29,7 @@ from typing import Any, Self
 
 from agent_core import processes
 from agent_core.errors import NeverRan, RemoteGPUError
-from agent_core.models import Launch, Lost, NeverStarted, Outcome, Reason, Stream, Usage
+from agent_core.models import Launch, Lost, NeverStarted, Outcome, Piece, Reason, Stream, Usage
 from agent_core.program import PATH, never_ran
 from agent_core.protocols import Execution
 
@@ -62,6 +62,15 @@ class Capture:
         dropped = self.total - len(self._head) - len(tail)
         marker = b"\n...[truncated, %d bytes dropped]\n" % dropped if dropped else b""
         return bytes(self._head) + marker + tail, dropped
+
+    def piece(self, offset: int, limit: int) -> Piece:
+        """At most `limit` bytes of the stream from `offset` on; those that are gone are skipped."""
+        offset, limit = max(offset, 0), max(limit, 0)
+        if offset < len(self._head):
+            return Piece(offset, bytes(self._head[offset : offset + limit]), self.total)
+        begin = self.total - len(self._tail)
+        offset = max(offset, min(begin, self.total))
+        return Piece(offset, bytes(self._tail[offset - begin :][:limit]), self.total)
 
     def last(self, limit: int) -> bytes:
         return bytes((self._head + self._tail)[-limit:]) if limit > 0 else b""
@@ -184,6 +193,9 @@ class ChildExecution(Execution):
 
     async def tail(self, stream: Stream, limit: int) -> bytes:
         return self._captures[stream].last(limit)
+
+    async def output(self, stream: Stream, offset: int, limit: int) -> Piece:
+        return self._captures[stream].piece(offset, limit)
 
     # --- inside
 

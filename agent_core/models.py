@@ -3,15 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from agent_core.api.wire import Answer, Code, Json
 from agent_core.clock import Clock, Instant
 from agent_core.lifecycle import EventKind, Status
-from agent_core.resources import NO_ROOM, NOTHING, Free, Resources
+from agent_core.resources import NO_ROOM, NOTHING, Device, Free, Resources
 from agent_core.signals import Signal
 
 Stream = Literal["stdout", "stderr"]
+NO_DEVICES: Mapping["Key", Sequence[str]] = MappingProxyType({})
 PRIORITY_DEFAULT = 5  # 1 is the most urgent, 10 the least
 TIMEOUT_DEFAULT = 3600.0  # seconds
 RETRY_DELAY_DEFAULT = 60.0  # seconds
@@ -265,11 +267,30 @@ class Inventory:
     gpus: tuple[Gpu, ...] = ()
 
 
+class Running(NamedTuple):
+    """A slot that is taken, as a scheduler sees it."""
+
+    task: Task  # as it was when it took the slot
+    devices: tuple[Device, ...] = ()  # that it holds
+    since: float = 0.0  # wall, when it took the slot
+    ending: bool = False  # it is told to end already: its room is coming
+
+
 class Plan(NamedTuple):
     """A scheduler's answer."""
 
     start: Sequence[Task] = ()  # in order; together they fit what is free
     preempt: Sequence[Key] = ()  # running ones that are to make room, the least urgent first
+    # UUIDs of the free devices that each of `start` gets; for whom none stand here: the smallest.
+    devices: Mapping[Key, Sequence[str]] = NO_DEVICES
+
+
+class Piece(NamedTuple):
+    """Some of what a run has printed on one stream."""
+
+    offset: int  # of its first byte in the stream; what was dropped before it is skipped
+    data: bytes
+    total: int  # bytes that the run has printed so far, as far as is known
 
 
 class NeverStarted:

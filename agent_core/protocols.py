@@ -16,9 +16,11 @@ from agent_core.models import (
     Key,
     Lease,
     Outcome,
+    Piece,
     Plan,
     Progress,
     Receipt,
+    Running,
     Stream,
     Task,
     TaskRun,
@@ -121,11 +123,11 @@ class Scheduler(Protocol):
     def remove(self, key: Key) -> None:
         """It waits no more; an unknown key is no error."""
 
-    def next(self, running: Sequence[Task], free: Free) -> Plan:
+    def next(self, running: Collection[Running], free: Free) -> Plan:
         """The waiting tasks to start now, in order: as many as fit `free` together.
 
         They stay until removed. Where no slot is free it may name running tasks that are to make
-        room for more urgent ones.
+        room for more urgent ones; those that are ending make room already.
         """
 
     def __len__(self) -> int:
@@ -155,6 +157,15 @@ class Execution(ABC):
     async def tail(self, stream: Stream, limit: int) -> bytes:
         """The last bytes of output so far, at most `limit`."""
         return b""
+
+    async def output(self, stream: Stream, offset: int, limit: int) -> Piece:
+        """What was printed from byte `offset` of the stream on, at most `limit` bytes.
+
+        Also after the end, until it is forgotten. The piece begins behind `offset` where what lies
+        between was not kept; it is empty, with a `total` of no more than `offset`, where nothing
+        follows yet. Nothing at all from an executor that shows no output before the end.
+        """
+        return Piece(offset, b"", 0)
 
     async def forget(self) -> None:
         """The end is committed: let go of what was kept to find the run again."""

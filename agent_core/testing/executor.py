@@ -5,7 +5,8 @@
         async def executor(self, context: PluginContext) -> MyExecutor:
             return MyExecutor(MyExecutor.Settings(max_output_size=self.cap), context)
 
-An executor that cannot tell a signal from an exit code of 128+n says so in `tells_signals`.
+An executor that cannot tell a signal from an exit code of 128+n says so in `tells_signals`, one
+that shows no output before the end in `shows_output`.
 """
 
 import asyncio
@@ -91,6 +92,7 @@ class ExecutorContract:
 
     cap: ClassVar[int] = 64 * 1024  # bytes kept of each stream; build the executor with it
     tells_signals: ClassVar[bool] = True  # reason and name of a signal, not only 128+n
+    shows_output: ClassVar[bool] = True  # while it runs
 
     @pytest.fixture(autouse=True)
     def _plant(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,6 +218,45 @@ class ExecutorContract:
         assert got in (b"last\n", b"")  # an executor need not be able to
         await execution.signal(signal.SIGKILL)
         await end(execution)
+
+    @pytest.mark.parametrize("lines", [300, 200_000], ids=["kept whole", "beyond the cap"])
+    async def test_output_followed_piece_by_piece_is_the_runs_own(
+        self, executor: Any, tmp_path: Path, lines: int
+    ) -> None:
+        whole = "".join(f"{number}\n" for number in range(1, lines + 1)).encode()
+        text = f"seq 1 {lines // 3}; seq {lines // 3 + 1} {lines}; exec sleep 1000"
+        launch = make_launch(tmp_path, "/bin/sh", "-c", text)
+        execution = await begin(executor, launch)
+        if self.shows_output:
+            seen = await self._follow(execution, whole)
+            first, last = max(0, len(whole) - self.cap // 2), len(whole)
+            assert seen.keys() >= {*range(min(self.cap // 2, last)), *range(first, last)}
+            assert (await execution.output("stdout", len(whole) - 3, 2)).data == whole[-3:-1]
+            assert (await execution.output("stdout", len(whole), 100)).data == b""
+        assert not (await execution.output("stderr", 0, 100)).data
+        await execution.signal(signal.SIGKILL)
+        outcome = await asyncio.wait_for(execution.wait(), PATIENCE)
+        again = await execution.output("stdout", 0, 100)
+        assert outcome.stdout.startswith(again.data[:90])
+        assert again.total == len(whole) or not self.shows_output
+        await execution.forget()
+
+    @staticmethod
+    async def _follow(execution: Execution, whole: bytes) -> dict[int, int]:
+        """Every byte that is shown until all was printed, by its place in the stream."""
+        seen: dict[int, int] = {}
+        offset, deadline = 0, time.monotonic() + PATIENCE
+        while offset < len(whole):
+            piece = await execution.output("stdout", offset, 10_000)
+            assert piece.offset >= offset
+            assert len(piece.data) <= 10_000
+            assert piece.data == whole[piece.offset : piece.offset + len(piece.data)]
+            seen.update(enumerate(piece.data, piece.offset))
+            offset = piece.offset + len(piece.data)
+            assert time.monotonic() < deadline, f"nothing follows byte {offset} of {len(whole)}"
+            if not piece.data:
+                await asyncio.sleep(0.01)
+        return seen
 
     async def test_standard_input_is_empty(self, executor: Any, tmp_path: Path) -> None:
         outcome = await self._run(executor, tmp_path, "/bin/cat")

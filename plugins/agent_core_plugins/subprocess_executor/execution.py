@@ -6,14 +6,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from agent_core import Clock, Code, Execution, Instant, Outcome, Reason, Stream, Usage, signal_name
+from agent_core import (
+    Clock,
+    Code,
+    Execution,
+    Instant,
+    Outcome,
+    Piece,
+    Reason,
+    Stream,
+    Usage,
+    signal_name,
+)
 
+from . import kept
 from .house import Away, House, Known
 from .link import Line, LinkLost
 from .orphan import Orphan
-from .supervisor import sink
 
 ASK_AGAIN = 1.0  # seconds between two questions to a supervisor that does not answer
+STREAMS: tuple[Stream, Stream] = ("stdout", "stderr")
 READ_IN_LOOP = 65536  # bytes of output that are read without a thread
 
 
@@ -70,16 +82,33 @@ class SubprocessExecution(Execution):
 
     async def tail(self, stream: Stream, limit: int) -> bytes:
         try:
-            return sink.tail(self._tools.kept(self._start_id, stream), limit)
+            return kept.tail(self._tools.kept(self._start_id, stream), limit)
         except OSError:
             return b""
+
+    async def output(self, stream: Stream, offset: int, limit: int) -> Piece:
+        # The length first: if it is known, the file has been whole since before it is read.
+        length = self._known.end["out"][STREAMS.index(stream)] if self._known.end else 0
+        path = self._tools.kept(self._start_id, stream)
+        try:
+            if limit > READ_IN_LOOP:
+                piece = await asyncio.to_thread(kept.piece, path, offset, limit)
+            else:
+                piece = kept.piece(path, offset, limit)
+        except OSError:
+            piece = Piece(offset, b"", 0)
+        if length <= piece.total:
+            return piece
+        if piece.data or piece.offset < piece.total:
+            return piece._replace(total=length)
+        return Piece(max(piece.offset, length), b"", length)  # no file took the rest: a full disk
 
     async def forget(self) -> None:
         self._tools.house.forget(self._known.place, self._start_id)
         lengths = self._known.end["out"] if self._known.end else (1, 1)
-        for stream, length in zip(("stdout", "stderr"), lengths, strict=True):
+        for stream, length in zip(STREAMS, lengths, strict=True):
             if length:
-                Path(self._tools.kept(self._start_id, stream)).unlink(missing_ok=True)  # type: ignore[arg-type]
+                Path(self._tools.kept(self._start_id, stream)).unlink(missing_ok=True)
 
     # --- the end
 
@@ -157,7 +186,7 @@ class SubprocessExecution(Execution):
 
 def _kept(path: str, length: int | None) -> tuple[bytes, int | None]:
     try:
-        return sink.read(path).merged(length)
+        return kept.read(path).merged(length)
     except OSError as error:
         words = f"[the kept output cannot be read: {error.strerror}]\n"
         return words.encode(), length

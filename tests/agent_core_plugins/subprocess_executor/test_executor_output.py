@@ -102,6 +102,17 @@ async def test_a_directory_that_takes_no_file_costs_output_and_not_the_run(
     assert dropped == 5
 
 
+async def test_whoever_follows_output_that_no_file_took_comes_to_its_end(
+    make: Make, tmp_path: Path
+) -> None:
+    executor = make()
+    (tmp_path / "state" / "output").rmdir()
+    execution = await begin(executor, make_launch(tmp_path, "/bin/sh", "-c", "echo lost"))
+    await execution.wait()
+    assert await execution.output("stdout", 0, 100) == (5, b"", 5)
+    await execution.forget()
+
+
 async def test_nothing_is_left_of_a_run_that_was_forgotten(
     make: Make, tmp_path: Path, runtime: Path
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from agent_core_plugins.subprocess_executor import kept
 from agent_core_plugins.subprocess_executor.spawning import SUPERVISOR
 from agent_core_plugins.subprocess_executor.supervisor import journal
 from tests.agent_core_plugins.subprocess_executor.conftest import lives, supervisors
@@ -255,9 +256,7 @@ def test_tasks_get_the_default_signals_and_the_limits_that_it_was_given(
     text = "grep -E 'Sig(Ign|Blk)' /proc/self/status; ulimit -Sn; ulimit -Hn"
     peer.start("a", text, tmp_path)
     peer.hear(), peer.hear()
-    from agent_core_plugins.subprocess_executor.supervisor import sink
-
-    lines = sink.read(str(tmp_path / "a.stdout")).head.decode().splitlines()
+    lines = kept.read(str(tmp_path / "a.stdout")).head.decode().splitlines()
     of_libc = 1 << 31 | 1 << 32  # signals 32 and 33: whoever began us may ignore them, for good
     assert [int(line.split()[1], 16) & ~of_libc for line in lines[:2]] == [0, 0]
     assert lines[2:] == ["300", "5000"]

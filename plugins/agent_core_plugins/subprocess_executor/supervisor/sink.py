@@ -3,7 +3,7 @@
 The file is a header, the first half of the cap, and a ring of the other half. It is made with the
 first byte of output. Until the cap is reached the file's size tells what it holds; after that
 each write of the ring is announced in the header before it and confirmed behind it, so that a
-reader of a file whose writer was killed knows which bytes to leave out.
+reader beside the writer, or of a file whose writer was killed, knows which bytes to leave out.
 """
 
 from __future__ import annotations
@@ -11,14 +11,19 @@ from __future__ import annotations
 import os
 import struct
 
-MAGIC = b"rgpuout1"
-HEADER = struct.Struct("<8sQQQQ")  # magic, size of the head, of the ring, announced, confirmed
-CUT = 3  # bytes of a UTF-8 character that may stand before or behind a cut
+MAGIC = b"rgpuout2"
+# Magic, size of the head, of the ring, announced, confirmed, and the check of those two.
+HEADER = struct.Struct("<8sQQQQQ")
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     Move = Callable[[int], int]
+
+
+def check(announced: int, confirmed: int) -> int:
+    """Tells a header that was read while it was written, half old and half new."""
+    return (announced * 0x9E3779B97F4A7C15 + confirmed * 0xC2B2AE3D27D4EB4F + 1) % 2**64
 
 
 class Sink:
@@ -80,91 +85,11 @@ class Sink:
         _write(self._file, memoryview(self._header(end, end)), 0)
 
     def _header(self, announced: int, confirmed: int) -> bytes:
-        return HEADER.pack(MAGIC, self._head, self._ring, announced, confirmed)
-
-
-class Kept:
-    """What a file holds of a stream."""
-
-    __slots__ = ("head", "seen", "tail")
-
-    def __init__(self, head: bytes, tail: bytes, seen: int) -> None:
-        self.head = head
-        self.tail = tail  # behind the gap; empty if there is none
-        self.seen = seen  # bytes of the stream that the writer had confirmed
-
-    def merged(self, total: int | None = None) -> tuple[bytes, int]:
-        """Head, a marker with the number of bytes between, and tail; and that number.
-
-        `total` is how long the stream really was, if that is known better than by the file.
-        """
-        total = max(total or 0, self.seen)
-        dropped = total - len(self.head) - len(self.tail)
-        if dropped <= 0:
-            return self.head + self.tail, 0
-        head, tail = _whole_end(self.head), _whole_start(self.tail)
-        dropped = total - len(head) - len(tail)
-        return b"%s\n...[truncated, %d bytes dropped]\n%s" % (head, dropped, tail), dropped
-
-
-def read(path: str) -> Kept:
-    """What was kept of a stream; nothing if there was no output. Raises OSError."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except FileNotFoundError:
-        return Kept(b"", b"", 0)
-    if len(data) < HEADER.size:
-        return Kept(b"", b"", 0)
-    magic, head, ring, announced, confirmed = HEADER.unpack_from(data)
-    body = data[HEADER.size :]
-    if magic != MAGIC or len(body) > head + ring:
-        raise OSError(0, "not a file of kept output", path)
-    if announced == 0:
-        return Kept(body, b"", len(body))
-    turned = body[head:]
-    place = (confirmed - head) % ring
-    tail = turned[place:] + turned[:place]  # oldest first
-    torn = min(announced - confirmed, ring)  # the oldest ones may hold newer bytes already
-    return Kept(body[:head], tail[torn:], confirmed)
-
-
-def tail(path: str, limit: int) -> bytes:
-    """The last bytes so far, at most `limit`. Raises OSError."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(HEADER.size)
-            if len(start) == HEADER.size and HEADER.unpack(start)[3] == 0:  # nothing dropped yet
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(HEADER.size, size - limit))
-                return file.read(limit)
-    except FileNotFoundError:
-        return b""
-    kept = read(path)
-    return (kept.tail or kept.head)[-limit:] if limit > 0 else b""
+        proof = check(announced, confirmed)
+        return HEADER.pack(MAGIC, self._head, self._ring, announced, confirmed, proof)
 
 
 def _write(file: int, data: memoryview, offset: int) -> None:
     while data:
         written = os.pwrite(file, data, offset)
         data, offset = data[written:], offset + written
-
-
-def _whole_end(data: bytes) -> bytes:
-    """Without the first bytes of a UTF-8 character whose rest was cut off."""
-    for back in range(1, min(CUT, len(data)) + 1):
-        byte = data[-back]
-        if byte >= 0xC0:
-            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            return data[:-back] if length > back else data
-        if byte < 0x80:
-            break
-    return data
-
-
-def _whole_start(data: bytes) -> bytes:
-    """Without the last bytes of a UTF-8 character whose beginning was cut off."""
-    start = 0
-    while start < min(CUT, len(data)) and data[start] & 0xC0 == 0x80:
-        start += 1
-    return data[start:]
