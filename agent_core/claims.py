@@ -57,7 +57,12 @@ class Source:
                 await pause(wait, stopping)
 
     def _demand(self, slots: int) -> Demand:
-        return Demand(slots=slots, free=Free(slots=slots), changed=self._worker.changed)
+        return Demand(
+            slots=slots,
+            free=Free(slots=slots),
+            changed=self._worker.changed,
+            again=lambda: self._demand(self._worker.room),
+        )
 
     async def _keep(self, claim: Claim) -> list[Task]:
         """Tasks and facts in one transaction: after a crash in between, the source asks again."""

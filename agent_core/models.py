@@ -1,6 +1,6 @@
 """What moves through the agent, as frozen data: tasks, launches, outcomes, verdicts, events."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
@@ -217,6 +217,8 @@ class Demand:
     # because a running one would make room.
     urgent_at_most: int | None = None
     changed: Signal = field(default_factory=Signal, compare=False)  # sent when it is another
+    # What it is by now: a source whose question hangs asks anew with it and need not return.
+    again: "Callable[[], Demand] | None" = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
