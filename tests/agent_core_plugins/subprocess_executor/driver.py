@@ -46,7 +46,7 @@ class Driver:
 
     def _write(self, what: str, start_id: str, **facts: Any) -> None:
         line = json.dumps({"what": what, "id": start_id, **facts}) + "\n"
-        os.write(self._ledger, line.encode())
+        os.write(self._ledger, b"\n" + line.encode())  # a line before it may be torn
 
     def _launch(self, start_id: str, code: int, stored_at: Instant, handle: Any) -> Launch:
         return Launch(
@@ -117,7 +117,10 @@ def entries(base: Path) -> dict[str, dict[str, Any]]:
     """What the ledger says, one entry a start."""
     found: dict[str, dict[str, Any]] = {}
     for line in (base / "ledger").read_text().splitlines() if (base / "ledger").exists() else ():
-        said = json.loads(line)
+        try:
+            said = json.loads(line)
+        except ValueError:  # empty, or torn: its driver was killed while it wrote
+            continue
         entry = found.setdefault(said["id"], {"id": said["id"], "history": []})
         entry["history"].append(said["what"])
         if said["what"] == "stored":
