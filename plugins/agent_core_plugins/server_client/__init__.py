@@ -24,6 +24,7 @@ from agent_core import (
 )
 from agent_core_plugins.server_client.claiming import Claimer
 from agent_core_plugins.server_client.contact import Contact
+from agent_core_plugins.server_client.courier import Courier
 from agent_core_plugins.server_client.http import Server
 from agent_core_plugins.server_client.leases import Leases
 from agent_core_plugins.server_client.progress import ProgressLoop
@@ -99,11 +100,12 @@ class ServerClient:
             clock=clock,
             log=log,
         )
-        self._leases = Leases(self._contact, source=NAME, clock=clock, log=log)
+        self._courier = Courier(self._contact, clock=clock)
+        self._leases = Leases(self._contact, self._courier, source=NAME, clock=clock, log=log)
         self._progress = ProgressLoop(
-            self._contact, self._leases, source=NAME, clock=clock, log=log
+            self._contact, self._courier, self._leases, source=NAME, clock=clock, log=log
         )
-        self._reporter = Reporter(self._contact, self._leases, log=log)
+        self._reporter = Reporter(self._contact, self._courier, self._leases, log=log)
         self._claimer = Claimer(
             self._contact,
             self._leases,
@@ -135,6 +137,7 @@ class ServerClient:
     async def serve(self, agent: AgentHandle) -> None:
         """Register, heartbeat, renew and tell progress until the agent ends."""
         self._agent = agent
+        self._courier.open(agent.stream)
         self._served.set()
         if not self._settings.url:
             self._log.info("no server is set (server_client.url): this agent brings no work")

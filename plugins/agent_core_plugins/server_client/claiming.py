@@ -41,7 +41,7 @@ class Claimer:
         async with self._one:
             if demand.slots < 1 or agent.stopping.is_set():
                 return Claim(ask_again=self._pause())
-            await self._contact.registered(agent.max_workers)
+            await self._contact.registered(agent)
             if await self._results_wait(agent):
                 return Claim(ask_again=1.0)
             await self._leases.revive(agent)

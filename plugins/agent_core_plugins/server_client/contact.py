@@ -1,28 +1,37 @@
 """Contact with the server: register, heartbeat, and each loss and return of it said once."""
 
 import asyncio
-import math
 import socket
-from collections.abc import Mapping
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 from agent_core import (
     AgentHandle,
     Backoff,
     Clock,
     Code,
-    Gpu,
     Instant,
-    Inventory,
     Json,
     Unreachable,
     __version__,
+    wire,
 )
 from agent_core_plugins.server_client.http import Reply, Server
+from agent_core_plugins.server_client.machine import devices, metrics, own_address
 
 LEASE_SEC = 300.0  # of a server that does not say
+SPOKEN = (wire.Word.EVENTS,)  # the extensions that we know
+EVENTS_LIMIT = 100  # in one request, at most
+BYTES_LIMIT = 8 * 2**20  # of one request, at most
+BYTES_LEAST = 4096  # a server that names less means something else
 State = Literal["unknown", "here", "away", "refused"]
+
+
+class Limits(NamedTuple):
+    """What the server takes in one batch of events."""
+
+    events: int = EVENTS_LIMIT
+    bytes: int = BYTES_LIMIT
 
 
 class Contact:
@@ -33,17 +42,30 @@ class Contact:
     ) -> None:
         self.identity = {"agent_id": agent_id, "machine_id": machine_id}
         self.capabilities: frozenset[str] | None = None  # None: a server that knows no such word
+        self.limits = Limits()
         self.lease_sec = LEASE_SEC
         self.known = asyncio.Event()  # set when register was answered for the first time
         self.back_since: Instant | None = None  # until the results of the outage are told
         self.state: State = "unknown"
+        self.hear: Callable[[Json], None] = _deaf  # what is done with the commands of an answer
         self._server = server
         self._url = url
         self._clock = clock
         self._log = log
         self._registered = False
+        self._doubtful = False  # a word of its answer proved untrue
         self._registering = asyncio.Lock()
         self._listening: list[asyncio.Event] = []
+
+    def speaks(self, word: wire.Word) -> bool:
+        """Whether both sides know this extension now; it may change with each register."""
+        return self.capabilities is not None and word in self.capabilities
+
+    def unlearn(self, word: wire.Word) -> None:
+        """The server named the word and has no such route: do without, ask again later."""
+        self._log.warning("the server named an extension that it has not", extension=word.value)
+        self.capabilities = (self.capabilities or frozenset()) - {word}
+        self._doubtful = True
 
     def returns(self) -> asyncio.Event:
         """For one loop to wait for: set when the server is back after an outage.
@@ -55,7 +77,13 @@ class Contact:
 
     async def call(self, path: str, **fields: Json) -> Reply:
         """One call; raises Unreachable. A refused token is an answer, code 30012."""
-        body = {"agent_id": self.identity["agent_id"], **fields}
+        return await self._judged(path, {"agent_id": self.identity["agent_id"], **fields})
+
+    async def send(self, path: str, content: bytes) -> Reply:
+        """As `call`, of a body that is JSON already."""
+        return await self._judged(path, content)
+
+    async def _judged(self, path: str, body: Json) -> Reply:
         try:
             reply = await self._server.call(f"/api/v1/agent/{path}", body)
         except Unreachable as error:
@@ -67,11 +95,13 @@ class Contact:
             self._note("here", "")
         return reply
 
-    async def registered(self, max_workers: int) -> None:
+    async def registered(self, agent: AgentHandle) -> None:
         """Register unless that was done since the last outage. Raises Unreachable."""
+        if self._registered:
+            return
         async with self._registering:
             if not self._registered:
-                await self._register(max_workers)
+                await self._register(agent)
 
     async def keep(self, agent: AgentHandle, interval: float) -> None:
         """Register and heartbeat for as long as the agent lives."""
@@ -80,23 +110,28 @@ class Contact:
         while True:
             returned.clear()
             try:
-                await self.registered(agent.max_workers)
+                await self.registered(agent)
                 await self._heartbeat(agent)
                 backoff.reset()
                 delay = interval
             except Unreachable as error:
                 delay = backoff.next(error.retry_after)
             await first(self._clock.sleep(delay), returned.wait())
+            if self._doubtful:
+                self._doubtful = self._registered = False
 
-    async def _register(self, max_workers: int) -> None:
+    async def _register(self, agent: AgentHandle) -> None:
         reply = await self.call(
             "register",
             machine_id=self.identity["machine_id"],
             version=__version__,
             hostname=socket.gethostname(),
             ip_address=await asyncio.to_thread(own_address, self._url),
-            max_workers=max_workers,
-            capabilities=[],
+            max_workers=agent.max_workers,
+            labels=dict(agent.labels),
+            executors=list(agent.executors),
+            gpus=devices(await agent.inventory()),
+            capabilities=list(SPOKEN),
         )
         self._must_be_answer(reply, "register")
         if reply.code not in {Code.OK, Code.NO_ROUTE}:
@@ -106,6 +141,7 @@ class Contact:
         self.capabilities = None
         if isinstance(words, list):
             self.capabilities = frozenset(word for word in words if isinstance(word, str))
+        self.limits = _limits(data.get("limits"))
         self.lease_sec = seconds(data.get("lease_sec"), LEASE_SEC)
         self._registered = True
         self.known.set()
@@ -119,6 +155,12 @@ class Contact:
         self._must_be_answer(reply, "heartbeat")
         if reply.code != Code.OK:
             self._log.warning("the server refuses a heartbeat", reason=reply.message)
+        self.heard(reply)
+
+    def heard(self, reply: Reply) -> None:
+        """Commands come in any answer that may carry them."""
+        if isinstance(reply.data, Mapping) and (commands := reply.data.get("commands")):
+            self.hear(commands)
 
     def _must_be_answer(self, reply: Reply, what: str) -> None:
         if reply.code == Code.NOT_AUTHORISED:
@@ -172,52 +214,20 @@ def seconds(value: Json, default: float) -> float:
     return default
 
 
-def own_address(url: str) -> str:
-    """The address of this machine as the server's network sees it; "" if there is no way there."""
-    parts = urlsplit(url)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    try:
-        found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_DGRAM)
-        family, kind, protocol, _, address = found[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.connect(address)  # sends nothing: it only asks the routing table
-            return str(probe.getsockname()[0])
-    except OSError:
-        return ""
+def _limits(given: Json) -> Limits:
+    if not isinstance(given, Mapping):
+        return Limits()
+    return Limits(
+        events=_bounded(given.get("events"), 1, EVENTS_LIMIT),
+        bytes=_bounded(given.get("bytes"), BYTES_LEAST, BYTES_LIMIT),
+    )
 
 
-def metrics(inventory: Inventory) -> dict[str, Json]:
-    """The heartbeat's metrics; what cannot be read is left out, never faked."""
-    found = {
-        "cpu_usage_percent": _percent(inventory.cpu_percent),
-        "memory_usage_percent": _percent(inventory.memory_percent),
-        "memory_used_gb": _whole(inventory.memory_used, 2**30),
-        "disk_usage_percent": _percent(inventory.disk_percent),
-        "disk_used_gb": _whole(inventory.disk_used, 2**30),
-        "gpu_metrics": [_gpu(gpu) for gpu in inventory.gpus] or None,
-    }
-    return {name: value for name, value in found.items() if value is not None}
+def _bounded(value: Json, least: int, most: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        return most
+    return min(value, most)
 
 
-def _gpu(gpu: Gpu) -> dict[str, Json]:
-    found = {
-        "index": gpu.index,
-        "uuid": gpu.uuid,
-        "name": gpu.name,
-        "util_percent": gpu.util_percent,
-        "memory_used_mb": _whole(gpu.memory_used, 2**20),
-        "memory_total_mb": _whole(gpu.memory_total, 2**20),
-        "temperature_c": gpu.temperature,
-        "power_usage_w": _whole(gpu.power, 1),  # whole: a decoder of integers takes it too
-    }
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _percent(value: float | None) -> float | None:
-    if value is None or not math.isfinite(value):
-        return None
-    return round(min(max(value, 0.0), 100.0), 1)
-
-
-def _whole(value: float | None, unit: int) -> int | None:
-    return None if value is None or not math.isfinite(value) else round(value / unit)
+def _deaf(_commands: Json) -> None:
+    """A server that was not asked for commands gives none."""

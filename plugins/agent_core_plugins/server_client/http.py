@@ -1,20 +1,24 @@
 """The one place that speaks HTTP to the server: a call, its bounded answer, what that is worth."""
 
 import asyncio
+import contextlib
 import json
 import math
 import os
+import re
 import urllib.request
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import httpx
+from pydantic_core import from_json
 
 from agent_core import Clock, Code, Instant, Json, SettingsError, Unreachable, wire
 
 KEEP_ALIVE = 60.0  # seconds that an idle connection is kept
 CONNECTIONS = 16  # at most; eight reports, a claim, and what runs beside the work
 DEADLINE = 10  # times the timeout: a whole call, however slowly its answer trickles in
+_UNUSUAL = re.compile(rb"\d{20}|\d[eE]\+?\d{3}")  # maybe a number that no number can hold
 _STALE = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 
 
@@ -45,8 +49,8 @@ class Server:
         self._client = _client(url, headers, timeout)
 
     async def call(self, path: str, body: Json) -> Reply:
-        """POST and judge. Raises Unreachable for everything that is not an answer."""
-        content = encode(body)
+        """POST and judge; bytes are JSON already. Raises Unreachable for what is no answer."""
+        content = body if isinstance(body, bytes) else encode(body)
         sent = Instant.now(self._clock)
         try:
             async with asyncio.timeout(DEADLINE * self._timeout):
@@ -119,6 +123,8 @@ def judge(status: int, raw: bytes, retry_after: float | None, sent: Instant) -> 
     if not isinstance(body, dict) or not isinstance(code, int) or isinstance(code, bool):
         if status in {404, 405}:
             return Reply(Code.NO_ROUTE, f"HTTP {status}: no such route", None, sent, retry_after)
+        if status == 413:  # of a proxy with a limit of its own
+            return Reply(Code.TOO_LARGE, "HTTP 413: body too large", None, sent, retry_after)
         raise Unreachable(_no_answer(status, raw), retry_after=retry_after)
     if code == Code.OK and not 200 <= status < 300:
         raise Unreachable(f"code 0 with HTTP {status}: no success", retry_after=retry_after)
@@ -130,6 +136,9 @@ def judge(status: int, raw: bytes, retry_after: float | None, sent: Instant) -> 
 
 def decode(raw: bytes) -> Json:
     """JSON as Python, with numbers that no number can hold as null; None if it is no JSON."""
+    if not _UNUSUAL.search(raw):
+        with contextlib.suppress(ValueError):  # it is stricter than what some servers send
+            return from_json(raw, allow_inf_nan=False)
     try:
         return json.loads(raw, parse_float=_finite, parse_int=_integer, parse_constant=_nothing)
     except (ValueError, RecursionError):

@@ -1,12 +1,25 @@
 """Keeping the attempts that this agent holds: renewing their leases, ending what is lost."""
 
 import asyncio
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from agent_core import AgentHandle, Backoff, Clock, Code, Held, Key, Lease, StoreError, Unreachable
+from agent_core import (
+    AgentHandle,
+    Backoff,
+    Clock,
+    Code,
+    Held,
+    Key,
+    Lease,
+    StoreError,
+    Unreachable,
+    wire,
+)
 from agent_core_plugins.server_client.contact import Contact, first, seconds
+from agent_core_plugins.server_client.courier import Courier
+from agent_core_plugins.server_client.forms import passing
 from agent_core_plugins.server_client.http import Reply
 
 AT_ONCE = 8  # calls of one kind in flight
@@ -25,13 +38,16 @@ def task_path(key: Key, verb: str) -> str:
 class Leases:
     """The renew loop, and what an answer about an attempt means for its run."""
 
-    def __init__(self, contact: Contact, *, source: str, clock: Clock, log: Any) -> None:
+    def __init__(
+        self, contact: Contact, courier: Courier, *, source: str, clock: Clock, log: Any
+    ) -> None:
         self._contact = contact
+        self._courier = courier
         self._source = source
         self._clock = clock
         self._log = log
         self._told: set[Key] = set()  # attempts that the agent was told to end
-        self._asked: dict[Key, asyncio.Task[int]] = {}  # renewals whose end no round has seen
+        self._asked: dict[Key, asyncio.Task[None]] = {}  # renewals whose end no round has seen
         self._gate = asyncio.Semaphore(AT_ONCE)
 
     async def keep(self, agent: AgentHandle, interval: float) -> None:
@@ -39,7 +55,7 @@ class Leases:
         try:
             await self._keep(agent, interval)
         finally:
-            for job in self._asked.values():
+            for job in set(self._asked.values()):
                 job.cancel()
             await asyncio.gather(*self._asked.values(), return_exceptions=True)
 
@@ -49,7 +65,7 @@ class Leases:
         while True:
             returned.clear()
             try:
-                await self._contact.registered(agent.max_workers)
+                await self._contact.registered(agent)
                 await self.renew_all(agent)
                 backoff.reset()
                 delay = min(interval, self._contact.lease_sec / LATE)
@@ -63,27 +79,27 @@ class Leases:
         A call that hangs is left to itself after a while, or the other leases would run out.
         """
         ended = self._ended()
-        jobs = [self._job(agent, each.key) for each in self._wanted(agent, but=self._asked)]
+        jobs = self._jobs(agent, [each.key for each in self._wanted(agent, but=self._asked)])
         if jobs:
             await asyncio.wait(jobs, timeout=self._contact.lease_sec / LATE)
-        _raise_first(ended + self._ended())
+        _raise_first(ended | self._ended())
 
     async def revive(self, agent: AgentHandle) -> None:
         """Renew what is over, or nearly: a claim lets the server grant it anew, even to us.
 
         Nothing to do while the loop is in time. Raises Unreachable if any of it got no answer.
         """
-        jobs = [self._job(agent, each.key) for each in self._wanted(agent) if self._late(each)]
-        if jobs:
+        late = [each.key for each in self._wanted(agent) if self._late(each)]
+        if jobs := self._jobs(agent, late):
             await asyncio.wait(jobs)
             _raise_first(jobs)
 
-    def _ended(self) -> "list[asyncio.Task[int]]":
+    def _ended(self) -> "set[asyncio.Task[None]]":
         """Those that had no end when a round last looked, and have one."""
         ended = {key: job for key, job in self._asked.items() if job.done()}
         for key in ended:
             del self._asked[key]
-        return list(ended.values())
+        return set(ended.values())
 
     def _wanted(self, agent: AgentHandle, but: Collection[Key] = ()) -> list[Held]:
         held = agent.held(self._source)
@@ -96,36 +112,51 @@ class Leases:
             return False
         return held.lease.until.age(self._clock) > -self._contact.lease_sec / LATE
 
-    def _job(self, agent: AgentHandle, key: Key) -> "asyncio.Task[int]":
-        """The renewal of this attempt that is under way, or a new one."""
-
-        async def renew() -> int:
-            async with self._gate:
-                return await self.renew(agent, key)
-
-        job = self._asked.get(key)
-        if job is None or job.done():
-            job = self._asked[key] = asyncio.create_task(renew(), name=f"renew {key.task_id}")
+    def _jobs(self, agent: AgentHandle, keys: Sequence[Key]) -> "set[asyncio.Task[None]]":
+        """The renewals of these attempts: those under way, and new ones for the rest."""
+        batched = self._contact.speaks(wire.Word.EVENTS)
+        size = self._contact.limits.events if batched else 1
+        new = [key for key in keys if key not in self._asked or self._asked[key].done()]
+        for start in range(0, len(new), size):
+            some = new[start : start + size]
+            work = self._renew_some(agent, some) if batched else self._renew_one(agent, some[0])
+            job = asyncio.create_task(work, name=f"renew {some[0].task_id}")
             job.add_done_callback(_seen)
-        return job
+            self._asked.update(dict.fromkeys(some, job))
+        return {self._asked[key] for key in keys}
+
+    async def _renew_one(self, agent: AgentHandle, key: Key) -> None:
+        async with self._gate:
+            await self.renew(agent, key)
+
+    async def _renew_some(self, agent: AgentHandle, keys: Sequence[Key]) -> None:
+        now, asked = self._clock.wall(), int(self._contact.lease_sec)
+        items = [passing("renew", key, now, extend_sec=asked) for key in keys]
+        async with self._gate:
+            replies = await self._courier.ride(items)
+        for key, reply in zip(keys, replies, strict=True):
+            await self._heard(agent, key, reply)
 
     async def renew(self, agent: AgentHandle, key: Key) -> int:
-        """Renew one attempt and act on the answer; returns its code. Raises Unreachable."""
+        """Renew one attempt by its own call; returns the answer's code. Raises Unreachable."""
         reply = await self._contact.call(
             task_path(key, "lease/renew"),
             attempt_id=key.attempt_id,
             extend_sec=int(self._contact.lease_sec),
         )
-        if reply.code == Code.OK:
-            data = reply.data if isinstance(reply.data, dict) else {}
-            duration = seconds(data.get("lease_sec"), self._contact.lease_sec)
-            # From the moment of sending: the server's clock may differ, its answer may dawdle.
-            agent.renewed(key, Lease(until=reply.sent.plus(duration)))
-            return reply.code
-        await self.heed(agent, key, reply)
+        await self._heard(agent, key, reply)
         if reply.code == Code.NO_ROUTE:
             raise Unreachable(f"renew answered {reply.message}")
         return reply.code
+
+    async def _heard(self, agent: AgentHandle, key: Key, reply: Reply) -> None:
+        if reply.code != Code.OK:
+            await self.heed(agent, key, reply)
+            return
+        data = reply.data if isinstance(reply.data, dict) else {}
+        duration = seconds(data.get("lease_sec"), self._contact.lease_sec)
+        # From the moment of sending: the server's clock may differ, its answer may dawdle.
+        agent.renewed(key, Lease(until=reply.sent.plus(duration)))
 
     async def heed(self, agent: AgentHandle, key: Key, reply: Reply) -> None:
         """End a run whose attempt the server does not grant any more."""
@@ -149,12 +180,12 @@ class Leases:
         return held.lease is not None and held.lease.over(self._clock)  # it begins no other way
 
 
-def _raise_first(jobs: Iterable["asyncio.Task[int]"]) -> None:
+def _raise_first(jobs: Iterable["asyncio.Task[None]"]) -> None:
     for job in jobs:
         if error := _seen(job):
             raise error
 
 
-def _seen(job: "asyncio.Task[int]") -> BaseException | None:
+def _seen(job: "asyncio.Task[None]") -> BaseException | None:
     """Its error. Looked at in any case, so that none is called forgotten by asyncio."""
     return None if job.cancelled() else job.exception()

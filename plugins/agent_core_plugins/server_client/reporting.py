@@ -1,8 +1,6 @@
-"""From events to single calls: start, complete, release, and the receipt that each answer is."""
+"""From events to what the server takes, batches or single calls, and from answers to receipts."""
 
 import asyncio
-import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,27 +11,25 @@ from agent_core import (
     Event,
     EventKind,
     Json,
-    Outcome,
-    Reason,
     Receipt,
     Unreachable,
     wire,
 )
 from agent_core_plugins.server_client.contact import Contact
-from agent_core_plugins.server_client.http import Reply, encode
+from agent_core_plugins.server_client.courier import ROOM, Courier
+from agent_core_plugins.server_client.forms import SMALLEST_BODY, complete_fields, entry, error_of
+from agent_core_plugins.server_client.http import Reply
 from agent_core_plugins.server_client.leases import AT_ONCE, Leases, task_path
 
-ERROR_LIMIT = 4000  # characters
-SMALLEST_BODY = 64 * 2**10  # bytes: a server that takes no more than this takes nothing
-_USAGE = ("wall_s", "user_s", "system_s", "max_rss_bytes")
-_MARKER = re.compile(rb"\n\.\.\.\[truncated, [^\]]{1,40}\]\n")
+_BATCHED = (EventKind.START, EventKind.RUN, EventKind.COMPLETE)
 
 
 class Reporter:
     """Tells events to the server. May be repeated: the server knows what it heard before."""
 
-    def __init__(self, contact: Contact, leases: Leases, *, log: Any) -> None:
+    def __init__(self, contact: Contact, courier: Courier, leases: Leases, *, log: Any) -> None:
         self._contact = contact
+        self._courier = courier
         self._leases = leases
         self._log = log
         self._gate = asyncio.Semaphore(AT_ONCE)
@@ -46,11 +42,41 @@ class Reporter:
         """
         # Before anything is told: an unknown server would be sent plain exit codes alone, and
         # what was refused or cancelled would be on record there as a mere failure.
-        await self._contact.registered(agent.max_workers)
+        await self._contact.registered(agent)
+        receipts: list[Receipt | None] = [None] * len(events)
+        outage: Unreachable | None = None
+        if self._contact.speaks(wire.Word.EVENTS):
+            outage = await self._in_batches(agent, events, receipts)
+            if self._contact.speaks(wire.Word.EVENTS):
+                return _all(events, receipts, outage)
+        return _all(events, receipts, await self._one_by_one(agent, events, receipts))
+
+    async def _in_batches(
+        self, agent: AgentHandle, events: Sequence[Event], receipts: "list[Receipt | None]"
+    ) -> Unreachable | None:
+        """What a batch takes and what else has to be said, each into its place."""
+        limit = self._contact.limits.bytes - ROOM
+        places = [place for place, event in enumerate(events) if event.kind in _BATCHED]
+        told = await self._courier.tell([entry(events[place], limit) for place in places])
+        for place, result in zip(places, told.results, strict=True):
+            told_alone = result is not None and result.data is False
+            if result is None or (told_alone and events[place].kind is not EventKind.RUN):
+                continue  # the latter has a call of its own
+            receipts[place] = _receipt(events[place], result)
+            if result.code == Code.LEASE_OVER:
+                await self._leases.renew(agent, events[place].key)
+        if told.error is None:
+            return await self._one_by_one(agent, events, receipts)
+        return told.error
+
+    async def _one_by_one(
+        self, agent: AgentHandle, events: Sequence[Event], receipts: "list[Receipt | None]"
+    ) -> Unreachable | None:
+        """Single calls for what has no receipt yet; an outage if none of them got an answer."""
         tasks: dict[tuple[str, str], list[int]] = {}
         for position, event in enumerate(events):
-            tasks.setdefault(event.key, []).append(position)
-        receipts: list[Receipt | None] = [None] * len(events)
+            if receipts[position] is None:
+                tasks.setdefault(event.key, []).append(position)
         outages: list[Unreachable] = []
 
         async def tell(positions: list[int]) -> None:
@@ -71,9 +97,7 @@ class Reporter:
         async with asyncio.TaskGroup() as group:
             for positions in tasks.values():
                 group.create_task(tell(positions))
-        if outages and len(outages) == len(tasks):
-            raise outages[0]
-        return [receipt for receipt in receipts if receipt is not None]
+        return outages[0] if outages and len(outages) == len(tasks) else None
 
     async def _tell(self, agent: AgentHandle, event: Event) -> Receipt:
         match event.kind:
@@ -109,7 +133,7 @@ class Reporter:
     async def _release(self, event: Event) -> Receipt:
         path = task_path(event.key, "release")
         reply = await self._contact.call(
-            path, attempt_id=event.key.attempt_id, reason=_error(event.outcome) or "released"
+            path, attempt_id=event.key.attempt_id, reason=error_of(event.outcome) or "released"
         )
         if reply.code == Code.NO_ROUTE:
             self._log.info(
@@ -126,77 +150,19 @@ class Reporter:
         return reply
 
 
-def complete_fields(event: Event, *, extended: bool, limit: int) -> dict[str, Json]:
-    """The body of a complete, cut until its JSON is no longer than `limit` bytes.
-
-    `extended` is for servers that named their capabilities; another one judges by exit_code alone.
-    """
-    outcome = event.outcome or Outcome(reason=Reason.LOST, error="no outcome is on record")
-    fields: dict[str, Json] = {
-        "attempt_id": event.key.attempt_id,
-        "exit_code": outcome.exit_code if extended else plain_exit_code(outcome),
-        "error": _error(outcome),
-    }
-    if extended:
-        fields |= _extended(outcome)
-    cap = limit
-    while True:
-        stdout, dropped_stdout = cut(outcome.stdout, outcome.dropped_stdout, cap)
-        stderr, dropped_stderr = cut(outcome.stderr, outcome.dropped_stderr, cap)
-        fields |= {"stdout": wire.plain_text(stdout), "stderr": wire.plain_text(stderr)}
-        if extended:
-            fields["truncated"] = {"stdout": dropped_stdout, "stderr": dropped_stderr}
-        if cap == 0 or len(encode(fields)) + 1024 <= limit:  # the agent's id comes on top
-            return fields
-        cap = min(cap, max(len(stdout), len(stderr))) * 3 // 4 if cap > 256 else 0
-
-
-def plain_exit_code(outcome: Outcome) -> int:
-    """An integer that is 0 for success alone, as a server that looks at nothing else needs it."""
-    if outcome.success:
-        return 0
-    if outcome.reason in {Reason.EXITED, Reason.SIGNAL, Reason.TIMEOUT, Reason.OOM}:
-        default = 124 if outcome.reason is Reason.TIMEOUT else -1
-        return outcome.exit_code or default
-    return -1
-
-
-def cut(output: bytes, dropped: int | None, cap: int) -> tuple[bytes, int | None]:
-    """Head and tail of an output within `cap` bytes, and how many bytes of it are gone in all."""
-    if len(output) <= cap:
-        return output, dropped
-    head = output[: cap // 2]
-    tail = output[len(output) - (cap - cap // 2) :]
-    middle = output[len(head) : len(output) - len(tail)]
-    gone = len(middle)
-    if dropped != 0 and (marker := _MARKER.search(middle)):
-        gone -= len(marker[0])  # an earlier cut's words were never output
-    dropped = None if dropped is None else dropped + gone
-    number = "an unknown number of" if dropped is None else dropped
-    return head + f"\n...[truncated, {number} bytes dropped]\n".encode() + tail, dropped
-
-
-def _extended(outcome: Outcome) -> dict[str, Json]:
-    usage = outcome.usage
-    cancelled = outcome.reason is Reason.CANCELLED
-    ended = "completed" if outcome.success else "cancelled" if cancelled else "failed"
-    return {
-        "status": ended,
-        "reason": outcome.reason.value,
-        "error_code": int(outcome.error_code),
-        "signal": outcome.signal,
-        "usage": usage and {field: _finite(getattr(usage, field)) for field in _USAGE},
-    }
-
-
-def _finite(value: float | None) -> float | None:
-    """JSON has no word for the others, and a result must not wait for ever because of one."""
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _error(outcome: Outcome | None) -> str:
-    text = outcome.error if outcome else ""
-    return wire.plain_text(text.encode("utf-8", "surrogatepass"))[:ERROR_LIMIT]
+def _all(
+    events: Sequence[Event], receipts: "Sequence[Receipt | None]", outage: Unreachable | None
+) -> list[Receipt]:
+    """One each. Raises the outage if it left not one event answered."""
+    if outage is not None and all(
+        receipt is None or receipt.answer is Answer.RETRY for receipt in receipts
+    ):
+        raise outage
+    retry_after = outage.retry_after if outage else None
+    return [
+        receipt or _later(event, str(outage), retry_after)
+        for event, receipt in zip(events, receipts, strict=True)
+    ]
 
 
 def _receipt(event: Event, reply: Reply) -> Receipt:

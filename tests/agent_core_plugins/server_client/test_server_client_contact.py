@@ -20,7 +20,7 @@ from agent_core import (
 )
 from agent_core.testing.clock import TurnedClock
 from agent_core.testing.http_server import NOT_FOUND, Reply, answer
-from agent_core_plugins.server_client.contact import metrics, own_address
+from agent_core_plugins.server_client.machine import metrics, own_address
 
 API = "/api/v1/agent"
 REGISTER, HEARTBEAT = f"{API}/register", f"{API}/heartbeat"
@@ -43,7 +43,9 @@ async def test_an_agent_says_who_it_is_and_that_it_lives(opened: Any, server: An
         body = request.json()
         assert (body["agent_id"], body["machine_id"]) == ("agent-1", "machine-1")
         assert body["max_workers"] == 2
-        assert body["capabilities"] == []
+        assert body["capabilities"] == ["events"]
+        assert (body["labels"], body["executors"]) == ({}, ["subprocess_executor"])
+        assert body["gpus"] == []
         assert body["ip_address"] == "127.0.0.1"
         assert body["hostname"]
         assert body["version"]

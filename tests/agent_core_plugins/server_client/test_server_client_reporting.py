@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from agent_core import Answer, Event, EventKind, Key, Outcome, Reason, Unreachable, Usage
 from agent_core.testing.http_server import NOT_FOUND, Reply, Request, answer
-from agent_core_plugins.server_client.reporting import complete_fields, cut, plain_exit_code
+from agent_core_plugins.server_client.forms import complete_fields, cut, plain_exit_code
 
 TASKS = "/api/v1/agent/tasks"
 START, RENEW = f"{TASKS}/*/start", f"{TASKS}/*/lease/renew"
@@ -204,7 +204,7 @@ async def test_a_server_that_takes_nothing_back_lets_the_lease_run_out(opened: A
 
 async def registered(site: Any, reply: Reply) -> None:
     site.server.on(REGISTER, reply)
-    await site.client._contact.registered(2)
+    await site.client._contact.registered(site.agent)
 
 
 FAILED = Outcome(
@@ -246,7 +246,7 @@ async def test_a_server_without_capabilities_is_told_what_it_knows(
 ) -> None:
     server.on(REGISTER, NOT_FOUND)
     async with opened() as site:
-        await site.client._contact.registered(2)
+        await site.client._contact.registered(site.agent)
         site.server.on(COMPLETE, answer())
         await site.client.report([complete(FAILED)])
         assert site.server.asked(COMPLETE)[0].json() == {
