@@ -14,6 +14,7 @@ from agent_core.handle import Handle
 from agent_core.hooks import Caller
 from agent_core.leases import Leases
 from agent_core.log import get
+from agent_core.machine import Machine
 from agent_core.moves import Moves
 from agent_core.protocols import PluginContext, Store
 from agent_core.sections import AgentSection, LocalApiSection, PluginsSection, ShutdownSection
@@ -90,9 +91,10 @@ class Agent:
             moves=Moves(store, self._clock, grew.set),
             clock=self._clock,
             leases=Leases(self._clock),
+            machine=Machine(self._section.max_workers, self._section.labels, self._clock),
             runs_dir=state.path / "runs",
         )
-        worker = Worker(bench, store, hooks.schedule(), self._section.max_workers)
+        worker = Worker(bench, store, hooks.schedule())
         handle = Handle(
             agent_id=state.agent_id,
             machine_id=state.machine_id,

@@ -29,6 +29,12 @@ def out_of_contact() -> Stop:
     return Stop(reason=Reason.PREEMPTED, code=Code.LEASE_OVER, words=words)
 
 
+def preempted() -> Stop:
+    """For a run that makes room: no failure, so no code."""
+    words = "made room for a more urgent task; it runs again when a slot is free"
+    return Stop(reason=Reason.PREEMPTED, code=Code.OK, words=words)
+
+
 def agent_left() -> Stop:
     """For an executor whose runs end with the agent."""
     words = "the agent stopped, and this executor's runs cannot go on without it"

@@ -153,12 +153,24 @@ class Caller:
             consent = consent or verdict
         return consent or Verdict.deny("no validator is enabled")
 
+    def lacks(self, executor: str) -> str:
+        """In words, that a task asks for an executor that is not enabled. "" if it does not."""
+        if not executor or executor in self.executors:
+            return ""
+        names = ", ".join(self.executors)
+        return f"asks for the executor {executor}; those enabled on this machine are: {names}"
+
     def choose(self, launch: Launch) -> Start:
         """The first executor that takes it; nothing begins before the start is awaited.
 
-        So the executor's name can be stored with the start. Raises NeverRan if none takes it.
+        Only the one that the launch names is asked, if it names one. So the executor's name can be
+        stored with the start. Raises NeverRan if none takes it.
         """
+        if lacks := self.lacks(launch.executor):
+            raise NeverRan(lacks)
         for plugin, function in self._asked["execute"]:
+            if launch.executor and plugin != launch.executor:
+                continue
             try:
                 answer = function(launch=launch)
                 begun = isinstance(answer, asyncio.Future)
@@ -171,6 +183,8 @@ class Caller:
                 raise NeverRan(f"the executor {plugin} failed: {reason_of(error)}") from error
             if answer is not None:
                 return Start(plugin, cast("Awaitable[Execution]", answer))
+        if launch.executor:
+            raise NeverRan(f"the executor {launch.executor}, which it asks for, does not take it")
         raise NeverRan("no enabled executor takes this task")
 
     async def execute(self, start: Start) -> Execution:

@@ -2,8 +2,10 @@
 
 import os
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from agent_core.clock import Instant
 from agent_core.errors import NeverRan
@@ -19,7 +21,14 @@ def new_start_id() -> str:
     return uuid.uuid4().hex
 
 
-def build(task: Task, runs_dir: Path, *, start_id: str, stored_at: Instant | None = None) -> Launch:
+def build(
+    task: Task,
+    runs_dir: Path,
+    *,
+    start_id: str,
+    devices: Sequence[str] = (),
+    stored_at: Instant | None = None,
+) -> Launch:
     """The Launch of the task's next start (or of the stored one, to find it again).
 
     Changes nothing; only looks whether a python or script command is a file, and with which
@@ -41,6 +50,8 @@ def build(task: Task, runs_dir: Path, *, start_id: str, stored_at: Instant | Non
         "REMOTEGPU_SCRATCH": scratch,
         "REMOTEGPU_PROGRESS": progress,
     }
+    if devices:  # by UUID: numbers change when a device falls off
+        env |= {"CUDA_VISIBLE_DEVICES": ",".join(devices), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     return Launch(
         start_id=start_id,
         key=task.key,
@@ -53,6 +64,9 @@ def build(task: Task, runs_dir: Path, *, start_id: str, stored_at: Instant | Non
         progress=progress,
         script=script,
         timeout=task.timeout,
+        executor=task.wanted_executor,
+        resources=task.resources,
+        devices=tuple(devices),
         stored_at=stored_at,
         handle=task.handle,
     )
@@ -63,12 +77,16 @@ def recall(task: Task, runs_dir: Path) -> Launch:
 
     Its argv is empty where the files that it was made of are gone: they are not needed any more.
     """
+    stored: dict[str, Any] = {
+        "start_id": task.start_id,
+        "devices": task.devices,
+        "stored_at": task.assigned_at,
+    }
     try:
-        launch = build(task, runs_dir, start_id=task.start_id, stored_at=task.assigned_at)
+        launch = build(task, runs_dir, **stored)
     except NeverRan:
         bare = replace(task, type="shell", command=task.command or ":", workdir="", args=(), env={})
-        launch = build(bare, runs_dir, start_id=task.start_id, stored_at=task.assigned_at)
-        launch = replace(launch, argv=())
+        launch = replace(build(bare, runs_dir, **stored), argv=())
     return launch if task.status is Status.ASSIGNED else replace(launch, run_no=task.run_no)
 
 

@@ -92,6 +92,17 @@ def without(free: Free, wanted: Resources, devices: Sequence[Device]) -> Free:
     )
 
 
+def returned(free: Free, wanted: Resources, devices: Sequence[Device]) -> Free:
+    """What is free when a task has given back its slot and its devices."""
+    return replace(
+        free,
+        slots=free.slots + 1,
+        devices=(*free.devices, *devices) if devices else free.devices,
+        cpus=free.cpus if free.cpus is None else free.cpus + wanted.cpus,
+        memory=free.memory if free.memory is None else free.memory + wanted.memory,
+    )
+
+
 def read(value: Any) -> Resources:
     """From the wire's form. Raises ValueError with the field and what it takes."""
     if not isinstance(value, Mapping):

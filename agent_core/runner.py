@@ -1,6 +1,7 @@
 """One run, from its slot to its stored end: start, timeout, grace, and the reason it ended for."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,8 +30,9 @@ class Runner:
     `task` is always as stored. `run` returns when there is nothing more to do for this slot.
     """
 
-    def __init__(self, bench: Workbench, task: Task) -> None:
+    def __init__(self, bench: Workbench, task: Task, devices: Sequence[str] = ()) -> None:
         self.task = task
+        self._devices = tuple(devices)  # that its slot has for it
         self._bench = bench
         self._log = get("runner")
         self._stop: Stop | None = None
@@ -44,9 +46,15 @@ class Runner:
         self._try_again = False  # the last of them began nothing
 
     def stop(self, stop: Stop) -> None:
-        """End the run for this reason; the first one counts."""
-        self._stop = self._stop or stop
+        """End the run for this reason; the first one counts, but a cancel outlasts a preemption."""
+        if self._stop is None or (self._stop.reason is Reason.PREEMPTED != stop.reason):
+            self._stop = stop
         _resolve(self._called)
+
+    @property
+    def _for_good(self) -> Stop | None:
+        """The stop after which no other run may follow."""
+        return None if self._stop and self._stop.reason is Reason.PREEMPTED else self._stop
 
     def leave(self) -> None:
         """The agent stops: leave a run that outlives it alone, end any other as lost."""
@@ -87,9 +95,9 @@ class Runner:
             while self._try_again and not self._called.done():
                 await asyncio.wait({self._called}, timeout=backoff.next())
                 await self._start()
-        if self._stop and self.task.status is Status.PENDING:
+        if self._for_good and self.task.status is Status.PENDING:
             # Nothing began, or the word came when the run had ended: no other run may follow.
-            await self._make(Move.CANCEL, outcome=endings.unbegun(self._stop))
+            await self._make(Move.CANCEL, outcome=endings.unbegun(self._for_good))
 
     # --- a new start
 
@@ -97,7 +105,7 @@ class Runner:
         """Judge once more, store the start, then begin it."""
         self._try_again = False
         now = Instant.now(self._bench.clock)
-        launch, refusal = await consider(self._bench, self.task, now)
+        launch, refusal = await consider(self._bench, self.task, now, self._devices)
         if self._called.done():
             return
         if launch is None or refusal:
@@ -108,14 +116,11 @@ class Runner:
         except NeverRan as error:
             await self._make(Move.REFUSE, outcome=endings.never_ran(error))
             return
+        changes: dict[str, Any] = {"executor": start.plugin, "handle": {}}
+        if self._devices != self.task.devices:
+            changes["devices"] = self._devices
         try:
-            await self._make(
-                Move.ASSIGN,
-                start_id=launch.start_id,
-                assigned_at=now,
-                executor=start.plugin,
-                handle={},
-            )
+            await self._make(Move.ASSIGN, start_id=launch.start_id, assigned_at=now, **changes)
             await self._execute(launch, start)
         finally:
             start.drop()
@@ -145,15 +150,15 @@ class Runner:
     async def _unbegun(self, launch: Launch) -> None:
         """A start is known to have begun nothing: cancelled, or back among those that wait."""
         await self._clear(launch)
-        if self._stop:
-            await self._make(Move.CANCEL, outcome=endings.unbegun(self._stop))
+        if stop := self._for_good:
+            await self._make(Move.CANCEL, outcome=endings.unbegun(stop))
         else:
             await self._make(Move.UNASSIGN)
 
     async def _never_ran(self, launch: Launch, error: NeverRan) -> None:
         await self._clear(launch)
-        if self._stop:
-            await self._make(Move.CANCEL, outcome=endings.unbegun(self._stop))
+        if stop := self._for_good:
+            await self._make(Move.CANCEL, outcome=endings.unbegun(stop))
         elif error.passing and self.task.retry_count < self.task.max_retries:
             self._log.warning("a start did not come about, trying again later", why=str(error))
             await self._make(Move.POSTPONE, **self._next_try())

@@ -1,12 +1,14 @@
 """The slots of this agent and the runner in each, driven in the background."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from agent_core import recovery
+from agent_core.endings import Stop
 from agent_core.errors import Conflict
 from agent_core.log import about, get
+from agent_core.machine import Machine
 from agent_core.models import Key, Task
 from agent_core.protocols import Store
 from agent_core.runner import Runner
@@ -22,10 +24,10 @@ class Slots:
         self,
         bench: Workbench,
         store: Store,
-        count: int,
+        machine: Machine,
         ended: Callable[[Key, Task | None], None],
     ) -> None:
-        self.count = count
+        self.machine = machine
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._bench = bench
         self._store = store
@@ -36,7 +38,7 @@ class Slots:
 
     @property
     def free(self) -> int:
-        return max(0, self.count - len(self._runners))
+        return self.machine.free_slots
 
     @property
     def tasks(self) -> list[Task]:
@@ -55,9 +57,25 @@ class Slots:
     def runner(self, key: Key) -> Runner | None:
         return self._runners.get(key)
 
-    def start(self, task: Task) -> None:
-        """Give it a slot, whether one is free or not: what was begun before counts, too."""
-        runner = Runner(self._bench, task)
+    def start(self, task: Task, wished: Sequence[str] = ()) -> bool:
+        """Give it a slot and the devices that it asks for. False if it does not fit by now."""
+        devices = self.machine.take(task, wished)
+        if devices is not None:
+            self._drive_on(Runner(self._bench, task, devices))
+        return devices is not None
+
+    def resume(self, task: Task) -> None:
+        """It has a start already: it keeps its slot and its devices, whatever else is taken."""
+        self.machine.keep(task)
+        self._drive_on(Runner(self._bench, task, task.devices))
+
+    def stop(self, key: Key, stop: Stop) -> None:
+        """End what has a slot."""
+        self._runners[key].stop(stop)
+        self.machine.ending(key)
+
+    def _drive_on(self, runner: Runner) -> None:
+        task = runner.task
         self._runners[task.key] = runner
         self.in_background(self._drive(runner), f"runner {task.id}")
 
@@ -78,6 +96,7 @@ class Slots:
                 self._log.warning("somebody else was first; reading the task again", why=str(error))
                 task = await recovery.reread(self._bench, self._store, key)
         self._runners.pop(key, None)
+        self.machine.give_back(key)
         self._ended(key, task)
 
     def _driven(self, job: asyncio.Task[None]) -> None:

@@ -1,23 +1,35 @@
 """The tasks in memory that wait for a slot: known to the scheduler, or set aside for a while."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection
+from enum import StrEnum
 
 from agent_core.feed import Feed
-from agent_core.models import Key, Plan, Task
+from agent_core.models import Key, Plan, Running, Task
 from agent_core.protocols import Scheduler
 from agent_core.resources import Free
 
-WINDOW = 1000  # tasks that wait in memory; the rest waits in the store
+WINDOW = 1000  # tasks that wait in memory for their turn; the rest waits in the store
+ASIDE = 10 * WINDOW  # at most those and the ones set aside together
+
+
+class Aside(StrEnum):
+    """What a task waits for that is set aside: its turn came, but it cannot begin."""
+
+    LEASE = "lease"  # its lease is over: for a renewal
+    OLDER = "older"  # an older attempt at it is still here: for that one's end
+    ROOM = "room"  # it was planned and does not fit: for anything to be given back
+    MACHINE = "machine"  # not even the empty machine would do as it is now: for it to change
 
 
 class Waiting:
     """Who waits here. The scheduler says in which order, the feed brings more from the store."""
 
-    def __init__(self, scheduler: Scheduler, feed: Feed) -> None:
+    def __init__(self, scheduler: Scheduler, feed: Feed, could_run: Callable[[Task], bool]) -> None:
         self.feed = feed
+        self._could_run = could_run  # on this machine as it is now, if nothing else ran
         self._scheduler = scheduler
         self._in_line: set[Key] = set()  # whom the scheduler has
-        self._parked: dict[Key, Task] = {}  # whose turn came when they could not begin
+        self._parked: dict[Key, tuple[Task, Aside]] = {}
 
     def __len__(self) -> int:
         return len(self._in_line) + len(self._parked)
@@ -29,9 +41,9 @@ class Waiting:
     def keys(self) -> set[Key]:
         return self._in_line | self._parked.keys()
 
-    @property
-    def parked(self) -> Sequence[Task]:
-        return tuple(self._parked.values())
+    def parked(self, *why: Aside) -> list[Task]:
+        """Those set aside for one of these."""
+        return [task for task, reason in self._parked.values() if reason in why]
 
     @property
     def in_line(self) -> int:
@@ -40,6 +52,9 @@ class Waiting:
 
     def add(self, task: Task) -> None:
         """It waits for a slot from now on; where there are too many, in the store."""
+        if task.resources and not self._could_run(task):
+            self.park(task, Aside.MACHINE)
+            return
         if len(self._in_line) >= WINDOW:
             self.feed.look_again()
             return
@@ -51,10 +66,10 @@ class Waiting:
         self._parked.pop(key, None)
         self._scheduler.remove(key)
 
-    def park(self, task: Task) -> None:
+    def park(self, task: Task, why: Aside) -> None:
         """It cannot begin now: whoever knows when it can calls `unpark`."""
         self.remove(task.key)
-        self._parked[task.key] = task
+        self._parked[task.key] = (task, why)
 
     def unpark(self, task: Task) -> bool:
         """If it was set aside: it waits for a slot again, as it is now."""
@@ -65,13 +80,14 @@ class Waiting:
 
     async def bring_in(self, running: set[Key]) -> list[Task]:
         """Let tasks of the store whose time has come wait here, and return them."""
-        found = await self.feed.take(WINDOW - len(self._in_line), self.keys | running)
+        space = min(WINDOW - len(self._in_line), ASIDE - len(self))
+        found = await self.feed.take(space, self.keys | running)
         for task in found:
             self.add(task)
         return found
 
-    def plan(self, running: Sequence[Task], free: Free) -> Plan:
+    def plan(self, running: Collection[Running], free: Free) -> Plan:
         """The scheduler's word, as far as it speaks of tasks that wait, each once."""
         plan = self._scheduler.next(running, free)
         start = {task.key: task for task in plan.start if task.key in self._in_line}
-        return Plan(start=list(start.values()), preempt=plan.preempt)
+        return plan._replace(start=list(start.values()))

@@ -1,6 +1,6 @@
 """What every run of one agent works with, and the judgement that stands before each start."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from agent_core.errors import NeverRan
 from agent_core.hooks import Caller, reason_of
 from agent_core.leases import Leases
 from agent_core.log import get
+from agent_core.machine import Machine
 from agent_core.models import Launch, Outcome, Task
 from agent_core.moves import Moves
 
@@ -25,19 +26,24 @@ class Workbench:
     moves: Moves
     clock: Clock
     leases: Leases
+    machine: Machine
     runs_dir: Path
     backoff: Callable[[], Backoff] = Backoff  # for whatever is tried again
 
 
 async def consider(
-    bench: Workbench, task: Task, now: Instant
+    bench: Workbench, task: Task, now: Instant, devices: Sequence[str] = ()
 ) -> tuple[Launch | None, Outcome | None]:
     """The launch that the task's next start would have, and the outcome if it may not run."""
     if task.unreadable:
         return None, endings.refused(Code.INVALID, task.unreadable)
     start_id = launching.new_start_id()
     try:
-        launch = launching.build(task, bench.runs_dir, start_id=start_id, stored_at=now)
+        if lacks := bench.machine.lacks(task) or bench.hooks.lacks(task.wanted_executor):
+            raise NeverRan(lacks)
+        launch = launching.build(
+            task, bench.runs_dir, start_id=start_id, devices=devices, stored_at=now
+        )
     except NeverRan as error:
         return None, endings.never_ran(error)
     except Exception as error:  # a source's mistake: it must not take the agent with it

@@ -14,23 +14,20 @@ from agent_core.lifecycle import FINAL, Move, Status
 from agent_core.log import get
 from agent_core.models import Key, Lease, Outcome, Reason, Task
 from agent_core.protocols import Held, Scheduler, Store
-from agent_core.resources import Free
 from agent_core.runner import Runner
 from agent_core.signals import Signal
 from agent_core.slots import Slots
-from agent_core.waiting import WINDOW, Waiting
+from agent_core.waiting import WINDOW, Aside, Waiting
 from agent_core.workbench import Workbench, consider
 
 
 class Worker:
     """Brings together what waits and the slots. The store knows the truth."""
 
-    def __init__(
-        self, bench: Workbench, store: Store, scheduler: Scheduler, max_workers: int
-    ) -> None:
+    def __init__(self, bench: Workbench, store: Store, scheduler: Scheduler) -> None:
         self.changed = Signal()  # there may be more room than there was
-        self.waiting = Waiting(scheduler, Feed(store, bench.clock))
-        self.slots = Slots(bench, store, max_workers, self._ended)
+        self.waiting = Waiting(scheduler, Feed(store, bench.clock), bench.machine.could_run)
+        self.slots = Slots(bench, store, bench.machine, self._ended)
         self._bench = bench
         self._store = store
         self._held: dict[Key, Task] = {}  # every task in memory that is not final
@@ -72,7 +69,7 @@ class Worker:
         async for task in recovery.unfinished(self._store):
             kept.add(task.start_id)
             if task.status is not Status.PENDING:
-                self._start(task)
+                self._resume(task)
             elif task.source:
                 self._held[task.key] = task
         await asyncio.to_thread(recovery.sweep, self._bench.runs_dir, rooms, kept)
@@ -104,8 +101,8 @@ class Worker:
         stop = Stop(reason=Reason.CANCELLED, code=code, words=reason)
         task = self._held.get(key) or await self._store.get(key)
         while task and task.status not in FINAL:
-            if runner := self.slots.runner(key):
-                runner.stop(stop)
+            if self.slots.runner(key):
+                self.slots.stop(key, stop)
                 return True
             if self._leaving and task.status is not Status.PENDING:
                 return False  # what was left to run is not ours any more
@@ -127,6 +124,15 @@ class Worker:
             self.slots.in_background(self._bench.leases.save(self._store, task), f"lease {task.id}")
         if self.waiting.unpark(self._held[key]):
             self._wake.set()
+
+    def machine_changed(self) -> None:
+        """It has other devices than before: who could not run may now, and the other way round."""
+        for key in self.waiting.keys:
+            task = self._held[key]
+            if task.resources:
+                self.waiting.remove(key)
+                self.waiting.add(task)
+        self._wake.set()
 
     # --- the loop
 
@@ -158,33 +164,46 @@ class Worker:
 
     def _fill(self) -> None:
         """Give every free slot a task, if there is one that may begin."""
-        while self.waiting.in_line and not self._leaving and (free := self.slots.free):
-            chosen = self.waiting.plan(self.slots.tasks, Free(slots=free)).start[:free]
+        machine = self._bench.machine
+        while self.waiting.in_line and not self._leaving:
+            free = machine.free
+            plan = self.waiting.plan(machine.running, free)
+            if free.slots == 0:
+                self._make_room(plan.preempt)
+            chosen = plan.start[: free.slots]
             if not chosen:
                 break
             for each in chosen:
                 task = self._held[each.key]
                 if self._bench.leases.over(task):
                     self._log.info("its lease is over, waiting for a renewal", task=task.id)
-                    self.waiting.park(task)
+                    self.waiting.park(task, Aside.LEASE)
                 elif attempts.one_runs(task, self.slots.tasks):
                     self._log.info("an older attempt at it is still here", task=task.id)
-                    self.waiting.park(task)
-                else:
+                    self.waiting.park(task, Aside.OLDER)
+                elif self.slots.start(task, plan.devices.get(task.key, ())):
                     self.waiting.remove(task.key)
-                    self._start(task)
+                else:  # this scheduler does not look at what is free: it must not be asked for ever
+                    self.waiting.park(task, Aside.ROOM)
         if self.room:
             self.changed.send()
 
-    def _start(self, task: Task) -> None:
+    def _make_room(self, keys: Sequence[Key]) -> None:
+        """End runs for something more urgent: they wait again, and run when a slot is free."""
+        for key in keys:
+            if runner := self.slots.runner(key):
+                self._log.info("makes room for something more urgent", task=runner.task.id)
+                self.slots.stop(key, endings.preempted())
+
+    def _resume(self, task: Task) -> None:
         self._held[task.key] = task
-        self.slots.start(task)
+        self.slots.resume(task)
 
     def _ended(self, key: Key, task: Task | None) -> None:
         """Its slot is free. None: the store does not know it any more."""
-        for newer in self.waiting.parked:
-            if newer.id == key.task_id:
-                self.waiting.unpark(newer)
+        for aside in self.waiting.parked(Aside.OLDER, Aside.ROOM):
+            if aside.id == key.task_id or aside.resources:
+                self.waiting.unpark(aside)
         if task is None or task.status in FINAL:
             self._forget(key)
         else:
@@ -201,7 +220,7 @@ class Worker:
         if self._leaving or self.slots.runner(task.key):
             return  # left to itself while the agent leaves
         if task.status is not Status.PENDING:
-            self._start(task)
+            self._resume(task)
         elif task.due_at <= self._bench.clock.wall():
             self.waiting.add(task)
         else:

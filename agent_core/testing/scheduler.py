@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from agent_core.lifecycle import Status
-from agent_core.models import Key
+from agent_core.models import Key, Running
 from agent_core.protocols import Scheduler
 from agent_core.resources import Free
 from agent_core.testing.making import make_task
@@ -89,7 +89,7 @@ class SchedulerContract:
         assert len(scheduler) == 1
 
     def test_what_runs_is_none_of_the_waiting(self, scheduler: Scheduler) -> None:
-        running = [make_task(status=Status.RUNNING) for _ in range(3)]
+        running = [Running(make_task(status=Status.RUNNING)) for _ in range(3)]
         waiting = make_task()
         scheduler.add(waiting)
         assert list(scheduler.next(running, Free(slots=1)).start) == [waiting]

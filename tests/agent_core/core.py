@@ -16,6 +16,7 @@ from agent_core.clock import Clock, SystemClock
 from agent_core.hooks import Caller
 from agent_core.hookspecs import Hooks, hookimpl
 from agent_core.leases import Leases
+from agent_core.machine import Machine
 from agent_core.models import Key, Launch, Task, Verdict
 from agent_core.moves import Moves
 from agent_core.protocols import PluginContext, Scheduler, Store
@@ -183,11 +184,12 @@ class Core:
             moves=Moves(store, clock, self._event_stored),
             clock=clock,
             leases=Leases(clock),
+            machine=Machine(max_workers, {}, clock),
             runs_dir=directory / "runs",
             backoff=quick,
         )
         self.scheduler: Scheduler = self.hooks.schedule()
-        self.worker = Worker(self.bench, store, self.scheduler, max_workers)
+        self.worker = Worker(self.bench, store, self.scheduler)
         self.loop: asyncio.Task[None] | None = None
 
     def _event_stored(self) -> None:

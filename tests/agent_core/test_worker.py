@@ -1,7 +1,7 @@
 """What waits, what runs, and who is given the next slot; and that nothing is ever forgotten."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ from agent_core.api.wire import Code
 from agent_core.clock import Instant
 from agent_core.errors import StoreError, StoreFull
 from agent_core.lifecycle import Move, Status
-from agent_core.models import Key, Lease, Plan, Reason, Task, Verdict
+from agent_core.models import Key, Lease, Plan, Reason, Running, Task, Verdict
 from agent_core.resources import Free
 from agent_core.testing.clock import TurnedClock
-from agent_core.waiting import WINDOW
+from agent_core.waiting import WINDOW, Aside
 from tests.agent_core.core import Core, GivenScheduler, task, turns, until, within
 
 T1, T2, T3 = task("t1"), task("t2"), task("t3")
@@ -225,7 +225,7 @@ async def test_a_task_that_waits_for_its_lease_can_be_cancelled(core: Core) -> N
     await core.start()
     late = task(lease=lease(core, -1))
     await core.bring(late)
-    await until(lambda: late in core.worker.waiting.parked)
+    await until(lambda: late in core.worker.waiting.parked(Aside.LEASE))
     assert await core.worker.cancel(late.key, code=1, reason="no")
     assert core.worker.room == 4
     core.worker.renewed(late.key, lease(core, 60))
@@ -301,7 +301,7 @@ async def test_another_source_may_have_a_task_of_the_same_id(core: Core) -> None
 async def test_a_newer_attempt_can_be_cancelled_while_the_older_ends(core: Core) -> None:
     await core.start()
     newer, run = await anew(core)
-    await until(lambda: newer in core.worker.waiting.parked)
+    await until(lambda: newer in core.worker.waiting.parked(Aside.OLDER))
     assert await core.worker.cancel(newer.key, code=7, reason="by Ada")
     run.end()
     await core.until_idle()
@@ -319,7 +319,7 @@ async def test_after_a_kill_a_newer_attempt_waits_for_the_run_that_is_found_agai
     newer = task("t1", attempt_id="a0")  # whichever the store lists first
     await core.add(newer)
     core = await (await core.again()).start()
-    await until(lambda: newer in core.worker.waiting.parked)
+    await until(lambda: newer in core.worker.waiting.parked(Aside.OLDER))
     assert len(core.executor.runs) == 1
     assert await core.worker.cancel(T1.key, code=Code.ATTEMPT_LOST, reason="lost")
     await core.until_status(T1, "cancelled")
@@ -637,7 +637,7 @@ class Line:
     def remove(self, key: Key) -> None:
         self.waiting.pop(key, None)
 
-    def next(self, running: Sequence[Task], free: Free) -> Plan:
+    def next(self, running: Collection[Running], free: Free) -> Plan:
         return Plan(start=self.plans.pop(0) if self.plans else [])
 
     def __len__(self) -> int:

@@ -11,7 +11,8 @@ from agent_core import Free, Key, PluginContext, Scheduler, Task
 from agent_core.testing.clock import TurnedClock
 from agent_core.testing.scheduler import SchedulerContract
 from agent_core.testing.store import make_task
-from agent_core_plugins.priority_scheduler import Line, PriorityScheduler
+from agent_core_plugins.priority_scheduler import PriorityScheduler
+from agent_core_plugins.priority_scheduler.line import Line
 
 
 class TestPriorityScheduler(SchedulerContract):
@@ -59,7 +60,7 @@ def test_what_has_left_takes_no_room_for_long():
         passing = make_task(priority=10, created_at=staying.created_at + 1)
         line.add(passing)
         line.remove(passing.key)
-    assert len(line._heap) < 50
+    assert line._order.size < 50
     assert list(line.next([], Free(slots=5)).start) == [staying]
 
 
@@ -107,7 +108,7 @@ class LineMachine(RuleBasedStateMachine):
     @invariant()
     def as_many_wait(self) -> None:
         assert len(self.line) == len(self.naive)
-        assert len(self.line._heap) <= 2 * len(self.naive) + 18 + 10
+        assert self.line._order.size <= 2 * len(self.naive) + 18 + 10
 
     def _order(self) -> list[Task]:
         tasks = self.naive.values()
