@@ -91,7 +91,7 @@ async def _serve(settings: "ServerSettings") -> None:
     logger.info(
         "listening",
         url=f"http://{host}:{listener.getsockname()[1]}",
-        database=str(database.path),
+        database=database.name,
     )
     await http.serve(sockets=[listener])
     logger.info("stopped")

@@ -1,263 +1,165 @@
-"""The database: reads in threads, writes on one thread with group commit, answers after COMMIT."""
+"""The database: reads on snapshots, writes answered after COMMIT, and words between servers.
+
+Work is a plain function of a connection, inside one transaction. What writes
+- changes nothing but the database: it may be run again, alone, from its beginning. On PostgreSQL
+  that happens where another transaction was in its way (a deadlock, the same key inserted at the
+  same moment), so "look, and insert what is missing" is right there too;
+- locks what it decides on before it reads it, wherever `several_write(connection)`: a row that
+  comes with a lock is the newest, but the rows joined to it are as old as the statement;
+- tells other work what has become possible by `notify`, heard after COMMIT and only then.
+"""
 
 import asyncio
-import queue
-import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Final, Protocol, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import QueuePool
 
-from agent_control_plane import sqlite_file
-from agent_control_plane.sqlite_file import BUSY_TIMEOUT, FileLock
-from agent_core import log
-from agent_core.api.http import Problem
-from agent_core.api.wire import Code
+from agent_control_plane.writers import MESSAGES, Refused, Work, Writers
 
-_log = log.get("database")
+__all__ = ["Database", "Heard", "Medium", "Refused", "Work", "notify", "several_write"]
+
 T = TypeVar("T")
-Work = Callable[[Connection], T]
 READERS: Final = 4  # threads, and connections
-WRITES_AT_ONCE: Final = 128  # jobs that share a commit
-WRITES_WAITING: Final = 2000  # jobs; more are refused as "try later"
-_PASSING: Final = {
-    sqlite3.SQLITE_FULL: "no room on the server's disk",
-    sqlite3.SQLITE_BUSY: "the database is locked by another program",
-    sqlite3.SQLITE_LOCKED: "the database is locked by another program",
-    sqlite3.SQLITE_IOERR: "the server's disk cannot be read or written",
-    sqlite3.SQLITE_READONLY: "the server's database is read-only",
-    sqlite3.SQLITE_CANTOPEN: "the server's database cannot be opened",
-}
+Heard = Callable[[Sequence[str] | None], None]  # None: some messages may have been missed
 
 
-class DiskRefuses(Problem):
-    """The database cannot be used at the moment; what was asked has not been done."""
+def notify(connection: Connection, message: str) -> None:
+    """Say a short word to every listener of every server on this database, after COMMIT.
+
+    The same word twice in one transaction is heard once; of work that fails none is.
+    """
+    said: dict[str, None] | None = connection.info.get(MESSAGES)
+    if said is not None:
+        said[message] = None
 
 
-class _Job(NamedTuple):
-    work: Work[Any]
-    loop: asyncio.AbstractEventLoop
-    done: asyncio.Future[Any]
+def several_write(connection: Connection) -> bool:
+    """Whether other transactions may write while this one does: rows must be locked."""
+    return connection.dialect.name != "sqlite"
 
 
-class _Done(NamedTuple):
-    job: _Job
-    value: Any = None
-    error: Exception | None = None
+class Medium(Protocol):
+    """What SQLite and PostgreSQL differ in."""
+
+    @property
+    def name(self) -> str:
+        """For logs; without a password."""
+
+    @property
+    def reading(self) -> Engine: ...
+
+    @property
+    def writing(self) -> Engine: ...
+
+    @property
+    def writers(self) -> int:
+        """Threads that write, each with its connection."""
+
+    @property
+    def at_once(self) -> int:
+        """Jobs that may share a COMMIT."""
+
+    def in_words(self, error: Exception) -> Exception:
+        """What the database refuses for now as Refused; anything else as it is."""
+
+    def again(self, error: Exception) -> bool:
+        """Whether the transaction that failed so may succeed at once from its beginning."""
+
+    def tell(self, connection: Connection, messages: Sequence[str]) -> None:
+        """Tell other processes, at this transaction's COMMIT."""
+
+    def listen(self, heard: Heard) -> Callable[[], None]:
+        """Bring what other processes tell to `heard`, in the running loop. Returns its end."""
+
+    def close(self) -> None: ...
 
 
 class Database:
-    """One SQLite file. Work is a plain function of a connection, inside one transaction.
+    """One SQLite file, or one schema of a PostgreSQL database."""
 
-    What writes may be run twice: it changes nothing but the database.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lock = FileLock(path)
-        self._look_at(path)
-        self._reading = _engine(path, "BEGIN", "PRAGMA query_only = ON")
-        self._writing = _engine(path, "BEGIN IMMEDIATE")
-        self._connection = self._begin()
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+    def __init__(self, medium: Medium) -> None:
+        self.name = medium.name
+        self._medium = medium
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="db-read")
-        self._refusing = False  # the writer thread's alone
-        self._writer = threading.Thread(target=self._serve, name="db-write", daemon=True)
-        self._writer.start()
-        self._closed = False
+        self._ears: dict[Heard, asyncio.AbstractEventLoop] = {}
+        self._ears_lock = threading.Lock()
+        self._deafen: Callable[[], None] | None = None
+        self._writers = Writers(medium, self._pass_on)
 
     @classmethod
     def open(cls, url: str) -> "Database":
-        """Raises SettingsError for a URL that cannot be, StoreUnusable for a file that cannot."""
-        path = sqlite_file.file_of(url)
-        try:
-            sqlite_file.make_private(path)
-            return cls(path)
-        except DBAPIError as error:
-            raise sqlite_file.unusable(path, error.orig or error) from None
-        except sqlite3.Error as error:  # of a setting made while connecting
-            raise sqlite_file.unusable(path, error) from None
-        except OSError as error:
-            raise sqlite_file.unusable(path, error) from None
+        """Raises SettingsError for a URL that cannot be, StoreUnusable for a database that cannot.
 
-    def _look_at(self, path: Path) -> None:
-        try:
-            sqlite_file.inspect(path)
-        except BaseException:
-            self._lock.close()
-            raise
+        Its tables are made or brought up to date.
+        """
+        from agent_control_plane.sqlite import Sqlite  # noqa: PLC0415
 
-    def _begin(self) -> Connection:
-        try:
-            sqlite_file.prepare(self._writing)
-            return self._writing.connect()
-        except BaseException:
-            self._dispose()
-            raise
+        return cls(Sqlite.open(url))
 
     async def read(self, work: Work[T]) -> T:
-        """Run work on a snapshot, in a thread."""
+        """Run work on a snapshot, in a thread. It cannot write."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
 
     async def write(self, work: Work[T]) -> T:
         """Run work in a transaction; returns after COMMIT, with what it returned or raised.
 
-        An exception leaves nothing of this work behind. Raises Problem where the disk refuses.
+        An exception leaves nothing of this work behind. Raises Problem where the database refuses.
         """
-        if self._closed or self._jobs.qsize() >= WRITES_WAITING:
-            raise Problem(Code.FULL, "the server has more to write than it can; try again later")
+        return await self._writers.write(work)
+
+    def listen(self, heard: Heard) -> None:
+        """Call `heard` in the running loop with what `notify` said, here and in other servers.
+
+        Until the database is closed. It gets None where messages may have been missed: then
+        anything may have become possible.
+        """
         loop = asyncio.get_running_loop()
-        job = _Job(work, loop, loop.create_future())
-        self._jobs.put(job)
-        try:
-            value: T = await asyncio.shield(job.done)  # what was asked is done in any case
-        except asyncio.CancelledError:
-            job.done.add_done_callback(_heard)
-            raise
-        return value
+        with self._ears_lock:
+            self._ears = {**self._ears, heard: loop}
+        if self._deafen is None:
+            self._deafen = self._medium.listen(self._from_others)
 
     async def close(self) -> None:
-        """Write what was asked, then let go of the file."""
-        self._closed = True
-        self._jobs.put(None)
+        """Write what was asked, then let go of the database."""
+        if self._deafen is not None:
+            self._deafen()
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, self._writer.join)
+        await loop.run_in_executor(None, self._writers.close)
         await loop.run_in_executor(None, self._readers.shutdown)
-        self._connection.close()
-        self._dispose()
-
-    def _dispose(self) -> None:
-        self._reading.dispose()
-        self._writing.dispose()
-        self._lock.close()
+        await loop.run_in_executor(None, self._medium.close)
 
     def _read(self, work: Work[T]) -> T:
         try:
-            with self._reading.connect() as connection, connection.begin():
-                return work(connection)
-        except (DBAPIError, sqlite3.Error) as error:
-            raise _in_words(error) from error
-
-    def _serve(self) -> None:
-        while (first := self._jobs.get()) is not None:
-            jobs = [first]
-            stop = False
-            while len(jobs) < WRITES_AT_ONCE and not stop:
-                try:
-                    job = self._jobs.get_nowait()
-                except queue.Empty:
-                    break
-                stop = job is None
-                if job is not None:
-                    jobs.append(job)
-            done = self._run(jobs)
-            self._say(done)
-            _tell(done)
-            if stop:
-                return
-
-    def _say(self, done: Sequence[_Done]) -> None:
-        """Each change once, for whoever runs the server."""
-        why = next((str(d.error) for d in done if isinstance(d.error, DiskRefuses)), "")
-        if why and not self._refusing:
-            _log.error("nothing can be written, requests are put off", why=why, path=self.path)
-        elif self._refusing and not why:
-            _log.info("the database can be written again", path=self.path)
-        self._refusing = bool(why)
-
-    def _run(self, jobs: Sequence[_Job]) -> list[_Done]:
-        """All in one transaction; if that breaks as a whole, each in its own."""
-        begun = False
-        try:
-            with self._connection.begin():
-                begun = True
-                done = [self._one(job) for job in jobs]
-        except Exception as error:  # whoever waits must hear of it
-            if begun and len(jobs) > 1:
-                return [each for job in jobs for each in self._run([job])]
-            return [_Done(job, error=_in_words(error)) for job in jobs]
-        return done
-
-    def _one(self, job: _Job) -> _Done:
-        """One job within the common transaction. Raises if that is no more."""
-        driver: Any = self._connection.connection.dbapi_connection
-        driver.execute("SAVEPOINT job")
-        try:
-            done = _Done(job, value=job.work(self._connection))
+            return self._on_snapshot(work)
         except Exception as error:
-            if not driver.in_transaction:  # a full disk can roll back everything
-                raise
-            driver.execute("ROLLBACK TO job")
-            done = _Done(job, error=_in_words(error))
-        driver.execute("RELEASE job")
-        return done
+            if not (isinstance(error, DBAPIError) and error.connection_invalidated):
+                raise self._medium.in_words(error) from error
+        try:  # that connection had been dead for a while; this one is new
+            return self._on_snapshot(work)
+        except Exception as error:
+            raise self._medium.in_words(error) from error
+
+    def _on_snapshot(self, work: Work[T]) -> T:
+        with self._medium.reading.connect() as connection, connection.begin():
+            return work(connection)
+
+    def _pass_on(self, messages: Sequence[str]) -> None:
+        """To whoever listens in this process; from any thread."""
+        for heard, loop in self._ears.items():
+            try:
+                loop.call_soon_threadsafe(heard, messages)
+            except RuntimeError:  # that loop is closed: nobody listens any more
+                continue
+
+    def _from_others(self, messages: Sequence[str] | None) -> None:
+        for heard in self._ears:
+            heard(messages)
 
 
-def _tell(done: Sequence[_Done]) -> None:
-    """Resolve the futures, in one wake-up for each loop that waits."""
-    for loop in {each.job.loop for each in done}:
-        mine = [each for each in done if each.job.loop is loop]
-        try:
-            loop.call_soon_threadsafe(_settle, mine)
-        except RuntimeError:  # that loop is closed: nobody waits any more
-            continue
-
-
-def _settle(done: Sequence[_Done]) -> None:
-    for job, value, error in done:
-        if job.done.done():
-            continue
-        if error is None:
-            job.done.set_result(value)
-        else:
-            job.done.set_exception(error)
-
-
-def _heard(done: asyncio.Future[Any]) -> None:
-    """Nobody waits any more; without this asyncio would complain of an error not looked at."""
-    if not done.cancelled():
-        done.exception()
-
-
-def _in_words(error: Exception) -> Exception:
-    """What the disk refused as a problem that may pass; anything else as it is."""
-    code = getattr(getattr(error, "orig", error), "sqlite_errorcode", None)
-    words = None if code is None else _PASSING.get(code & 0xFF)
-    return error if words is None else DiskRefuses(Code.FULL, f"{words}; try again later")
-
-
-def _engine(path: Path, begin: str, *pragmas: str) -> Engine:
-    engine = create_engine(
-        f"sqlite:///{path}",
-        poolclass=QueuePool,
-        pool_size=READERS,
-        max_overflow=0,
-        connect_args={
-            "check_same_thread": False,
-            "isolation_level": None,  # or the driver begins transactions of its own
-            "timeout": BUSY_TIMEOUT,
-        },
-    )
-    settings = (
-        "PRAGMA journal_mode = WAL",
-        "PRAGMA synchronous = FULL",
-        "PRAGMA temp_store = MEMORY",
-        f"PRAGMA journal_size_limit = {64 * 2**20}",
-        *pragmas,
-    )
-
-    @event.listens_for(engine, "connect")
-    def _connect(driver: sqlite3.Connection, _record: object) -> None:
-        for setting in settings:
-            driver.execute(setting).close()
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
-
-    return engine
+KNOWN_URLS: Final = (
+    "one is sqlite:////var/lib/x/server.db or postgresql://user:password@host/database"
+)

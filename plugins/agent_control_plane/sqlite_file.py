@@ -4,17 +4,21 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+import time
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from agent_control_plane.tables import metadata
+from agent_control_plane import schema
+from agent_core import log
 from agent_core.errors import SettingsError, StoreUnusable
 
-VERSION: Final = 1  # of the tables; stands in PRAGMA user_version
+_log = log.get("database")
+
+VERSION: Final = int(schema.HEAD)  # also in PRAGMA user_version, where older programs look
 BUSY_TIMEOUT: Final = 5.0  # seconds to wait for another program's lock
 CHECKED_WHOLE: Final = 64 * 2**20  # bytes; a larger file is not read through at the start
 
@@ -30,7 +34,8 @@ def file_of(url: str) -> Path:
     if parsed.get_backend_name() != "sqlite" or parsed.query or not _names_file(parsed):
         raise SettingsError(
             f"server.database: {parsed.render_as_string(hide_password=True)} cannot be used; "
-            "this version keeps its tables in a SQLite file: sqlite:////var/lib/x/server.db"
+            "name a SQLite file by sqlite:////var/lib/x/server.db, or a PostgreSQL database by "
+            "postgresql://user:password@host/database"
         )
     return Path(os.path.abspath(Path(parsed.database or "").expanduser()))
 
@@ -86,13 +91,36 @@ def inspect(path: Path) -> None:
             )
 
 
-def prepare(engine: Engine) -> None:
-    """Make the tables in a new file. The one place that knows which version a file has."""
-    with engine.begin() as connection:
-        version = connection.exec_driver_sql("PRAGMA user_version").scalar()
-        if version == 0:
-            metadata.create_all(connection)
-            connection.exec_driver_sql(f"PRAGMA user_version = {VERSION}")
+def prepare(path: Path, engine: Engine) -> None:
+    """Make the tables in a new file; bring those of an older one up to date, after a backup."""
+    with engine.connect() as connection:
+        found = connection.exec_driver_sql("PRAGMA user_version").scalar() or 0
+    if 0 < found < VERSION:
+        _log.warning("the tables are older than this program, backing them up", file=str(path))
+        _log.warning("backed up, bringing them up to date", backup=str(back_up(path, found)))
+    if found < VERSION:
+        with engine.begin() as connection:
+            _bring_up_to_date(connection, found)
+
+
+def back_up(path: Path, version: int) -> Path:
+    """A copy as it is now, beside it."""
+    now = time.strftime("%Y%m%dT%H%M%S")
+    copy = path.with_name(f"{path.name}.tables-{version}-{now}")
+    os.close(os.open(copy, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600))
+    with contextlib.closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT)) as connection:
+        connection.execute("VACUUM INTO ?", [str(copy)])
+    return copy
+
+
+def _bring_up_to_date(connection: Connection, found: int) -> None:
+    if found == 0:
+        schema.create(connection)
+    else:
+        if schema.version(connection) is None:  # made before there were revisions
+            schema.stamp(connection, f"{found:04}")
+        schema.upgrade(connection)
+    connection.exec_driver_sql(f"PRAGMA user_version = {VERSION}")
 
 
 def _damaged(path: Path, words: str) -> StoreUnusable:

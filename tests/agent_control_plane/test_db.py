@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
-from agent_control_plane import db as db_module
+from agent_control_plane import sqlite, writers
 from agent_control_plane.db import Database
 from agent_core.api.http import Problem
 from agent_core.errors import SettingsError, StoreUnusable
@@ -38,7 +38,7 @@ def insert(number: int, size: int = 10) -> Any:
 
 def kept(database: Database) -> set[int]:
     """What another program reads in the file."""
-    with contextlib.closing(sqlite3.connect(database.path)) as connection:
+    with contextlib.closing(sqlite3.connect(database.name)) as connection:
         return {row[0] for row in connection.execute("SELECT id FROM kept")}
 
 
@@ -105,7 +105,7 @@ def files_no_larger_than(size: int) -> Iterator[None]:
 async def test_a_commit_that_fails_is_no_answer_and_the_others_of_its_batch_are_kept(
     database: Database,
 ) -> None:
-    log = database.path.with_name("server.db-wal")
+    log = Path(f"{database.name}-wal")
     with files_no_larger_than(log.stat().st_size + 300_000):
         answers = await together(
             database, insert(1), insert(2, 1_000_000), insert(3), insert(4, 1_000_000), insert(5)
@@ -139,7 +139,7 @@ async def test_a_full_database_refuses_what_does_not_fit_and_nothing_else(
 async def test_more_writes_than_can_wait_are_refused(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(db_module, "WRITES_WAITING", 5)
+    monkeypatch.setattr(writers, "WRITES_WAITING", 5)
     answers = await together(database, *(insert(number) for number in range(20)))
     refused = [answer for answer in answers if isinstance(answer, Problem)]
     assert refused
@@ -150,10 +150,10 @@ async def test_more_writes_than_can_wait_are_refused(
 async def test_a_lock_of_another_program_is_waited_for_and_then_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(db_module, "BUSY_TIMEOUT", 0.2)
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.2)
     database = Database.open(f"sqlite:///{tmp_path}/server.db")
     await database.write(lambda c: c.execute(text("CREATE TABLE kept (id INTEGER, data BLOB)")))
-    with contextlib.closing(sqlite3.connect(database.path)) as other:
+    with contextlib.closing(sqlite3.connect(database.name)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(Problem, match="locked by another program") as caught:
             await database.write(insert(1))
@@ -194,7 +194,6 @@ async def test_the_file_is_for_its_owner_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "postgresql://host/name",
         "sqlite://",
         "sqlite:///:memory:",
         "sqlite:///a.db?mode=ro",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_control_plane import db as db_module
+from agent_control_plane import sqlite
 from tests.agent_control_plane.kit import House, open_house
 
 DAY = 86400.0
@@ -56,7 +56,7 @@ async def test_it_forgets_by_itself(house: House) -> None:
 async def test_a_sweep_that_fails_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(db_module, "BUSY_TIMEOUT", 0.05)
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.05)
     async with open_house(tmp_path / "server.db") as house:
         await house.user.submit(disconnect_grace=0)
         task = await house.agent().one()
