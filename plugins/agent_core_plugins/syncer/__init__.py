@@ -4,6 +4,7 @@ import asyncio
 import math
 import random
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from agent_core import (
@@ -23,7 +24,8 @@ from agent_core import (
 )
 from agent_core_plugins.syncer.sources import MANY, Source
 
-BATCH = 100  # events at most that are read at once
+BATCH = 100  # events at most in one report
+GATHER = 0.04  # seconds after a report in which events gather; what comes later goes at once
 REPORT_LIMIT = 600.0  # seconds for one report
 
 
@@ -34,8 +36,9 @@ class SyncerSettings(Section):
 class Syncer:
     """Reads the outbox, hands it to its sources, settles what they answer.
 
-    Of one task at most one event is under way, and the next goes when that one is settled; tasks
-    go side by side, some reports at once to each source. What is not settled is told again.
+    The events of one task go in order, together or one after the other was settled, never side by
+    side; tasks go side by side, some reports at once to each source. What is not settled is told
+    again. A report leaves at once when it is quiet; where much happens, events gather for it.
     """
 
     Settings = SyncerSettings
@@ -60,6 +63,7 @@ class Delivery:
         self._rng = rng
         self._sources: dict[str, Source] = {}
         self._wake = asyncio.Event()
+        self._gathered = -math.inf  # boot time, when the next report may leave
         self._reading = Backoff(rng=rng)
         self._unread = ""  # why the outbox cannot be read, said once
 
@@ -69,9 +73,16 @@ class Delivery:
             group.create_task(self._listen(), name="syncer new events")
             group.create_task(self._hurry_at_the_end(), name="syncer stop")
             while True:
+                await self._gather()
                 self._wake.clear()
                 if not await self._start(group):
                     await pause(self._until_next(), self._wake, clock=self._clock)
+
+    async def _gather(self) -> None:
+        """Few large reports cost a fraction of many small ones, on both sides."""
+        left = self._gathered - self._clock.boottime()
+        if left > 0:
+            await pause(left, self._agent.stopping, clock=self._clock)
 
     async def _listen(self) -> None:
         while True:
@@ -90,17 +101,22 @@ class Delivery:
     async def _start(self, group: asyncio.TaskGroup) -> bool:
         """Send what may be sent now. False if there is nothing."""
         try:
-            events = await self._probes() or await self._batch()
+            probes = await self._probes()
+            events = probes or await self._batch()
         except StoreError as error:
             await self._cannot_read(error)
             return True
         self._can_read()
+        left = len(events)
         for name in dict.fromkeys(event.source for event in events):
             source = self._sources.setdefault(name, Source(name=name, rng=self._rng))
             batch = source.batch([event for event in events if event.source == name])
+            left -= len(batch)
             source.lanes += 1
             source.busy.update(event.key for event in batch)
             group.create_task(self._deliver(source, batch), name=f"syncer to {name}")
+        if events and not left and not probes and len(events) < BATCH:  # so no more waits
+            self._gathered = self._clock.boottime() + GATHER
         return bool(events)
 
     async def _probes(self) -> list[Event]:
@@ -149,28 +165,23 @@ class Delivery:
     async def _deliver(self, source: Source, events: Sequence[Event]) -> None:
         keys = {event.key for event in events}
         try:
-            left = list(events)
-            while left:
-                wave = {event.key: event for event in reversed(left)}  # the first of each task
-                taken = await self._tell(source, sorted(wave.values(), key=lambda each: each.seq))
-                sent = {event.seq for event in wave.values()}
-                left = [event for event in left if event.seq not in sent and event.key in taken]
+            await self._tell(source, events)
         finally:
             source.lanes -= 1
             source.busy -= keys
             self._wake.set()
 
-    async def _tell(self, source: Source, events: Sequence[Event]) -> set[Key]:
-        """Report and settle; the tasks whose next event may follow."""
+    async def _tell(self, source: Source, events: Sequence[Event]) -> None:
+        """Report, settle, and draw the conclusions."""
         try:
-            receipts = await self._report(events)
+            receipts = _in_order(events, await self._report(events))
         except Exception as error:
             self._failed(source, events, error)
-            return set()
+            return
         if source.answered(self._clock.boottime()):
             self._log.info("the source can be reached again", source=source.name)
         await self._settle(receipts)
-        return self._judge(source, events, receipts)
+        self._judge(source, events, receipts)
 
     async def _report(self, events: Sequence[Event]) -> Sequence[Receipt]:
         report = asyncio.ensure_future(self._agent.report(events))
@@ -222,17 +233,16 @@ class Delivery:
                 told = True
                 await self._clock.sleep(backoff.next())
 
-    def _judge(
-        self, source: Source, events: Sequence[Event], receipts: Sequence[Receipt]
-    ) -> set[Key]:
+    def _judge(self, source: Source, events: Sequence[Event], receipts: Sequence[Receipt]) -> None:
         now = self._clock.boottime()
-        done: set[Key] = set()
+        done = False
+        late: dict[Key, float | None] = {}  # each task once, however many of its events wait
         for event, receipt in zip(events, receipts, strict=True):
             if receipt.answer is Answer.RETRY:
-                source.put_off(event.key, now, receipt.retry_after)
+                late.setdefault(event.key, receipt.retry_after)
                 continue
             source.settled(event.key)
-            done.add(event.key)
+            done = True
             if receipt.answer is Answer.REFUSED:
                 self._log.error(
                     "an event was refused for ever; it and its task's outcome are kept "
@@ -244,8 +254,21 @@ class Delivery:
                     code=int(receipt.code),
                     why=receipt.message,
                 )
+        for key, retry_after in late.items():
+            source.put_off(key, now, retry_after)
         if done:
             source.backoff.reset()
-        elif len(events) >= MANY:
+        elif len(late) >= MANY:
             source.slow(now, max((each.retry_after or 0.0 for each in receipts), default=0.0))
-        return done
+
+
+def _in_order(events: Sequence[Event], receipts: Sequence[Receipt]) -> Sequence[Receipt]:
+    """What comes after an event that waits has to wait, too, and is told again with it."""
+    waiting: set[Key] = set()
+    found = list(receipts)
+    for place, (event, receipt) in enumerate(zip(events, receipts, strict=True)):
+        if receipt.answer is Answer.RETRY:
+            waiting.add(event.key)
+        elif event.key in waiting:
+            found[place] = replace(receipt, answer=Answer.RETRY, retry_after=None)
+    return found
