@@ -11,6 +11,7 @@ from agent_core_plugins.server_client.http import encode
 ERROR_LIMIT = 4000  # characters
 SMALLEST_BODY = 64 * 2**10  # bytes: a server that takes no more than this takes nothing
 _USAGE = ("wall_s", "user_s", "system_s", "max_rss_bytes")
+_SILENT = ("error", "error_code", "signal", "usage")  # say nothing by being empty
 _MARKER = re.compile(rb"\n\.\.\.\[truncated, [^\]]{1,40}\]\n")
 _UNKNOWN = Outcome(reason=Reason.LOST, error="no outcome is on record")
 
@@ -29,17 +30,18 @@ def entry(event: Event, limit: int) -> bytes:
         fields["started_at"] = wire.rfc3339(event.started_at)
         return to_json(fields)
     outcome = event.outcome or _UNKNOWN
-    fields |= {"exit_code": outcome.exit_code, "error": error_of(outcome), **_extended(outcome)}
+    fields |= {"exit_code": outcome.exit_code, **_extended(outcome), "error": error_of(outcome)}
     if event.kind is EventKind.RUN:
         del fields["status"]  # the task has another run before it
         fields["next_run_at"] = wire.rfc3339(event.next_run_at)
-    return _with_output(fields, outcome, limit)
+    said = {name: value for name, value in fields.items() if value or name not in _SILENT}
+    return _with_output(said, outcome, limit)
 
 
 def passing(kind: str, key: Key, at: float, **fields: Json) -> bytes:
     """An event that is no part of the record: it has no number, and a newer one replaces it."""
     known: dict[str, Json] = {"seq": 0, "kind": kind, "task_id": key.task_id}
-    known |= {"attempt_id": key.attempt_id, "run_no": 0, "at": wire.rfc3339(at)}
+    known |= {"attempt_id": key.attempt_id, "at": wire.rfc3339(at)}
     return to_json(known | fields)
 
 
@@ -53,7 +55,8 @@ def _with_output(fields: dict[str, Json], outcome: Outcome, limit: int) -> bytes
             output |= wire.output_fields("stdout", stdout)
         if stderr:
             output |= wire.output_fields("stderr", stderr)
-        output["truncated"] = {"stdout": dropped_stdout, "stderr": dropped_stderr}
+        if dropped_stdout != 0 or dropped_stderr != 0:
+            output["truncated"] = {"stdout": dropped_stdout, "stderr": dropped_stderr}
         found = to_json(fields | output)
         if cap == 0 or len(found) <= limit:
             return found
