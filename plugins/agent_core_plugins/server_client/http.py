@@ -1,24 +1,20 @@
 """The one place that speaks HTTP to the server: a call, its bounded answer, what that is worth."""
 
 import asyncio
-import contextlib
 import json
 import math
 import os
-import re
 import urllib.request
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import httpx
-from pydantic_core import from_json
 
 from agent_core import Clock, Code, Instant, Json, SettingsError, Unreachable, wire
 
 KEEP_ALIVE = 60.0  # seconds that an idle connection is kept
 CONNECTIONS = 16  # at most; eight reports, a claim, and what runs beside the work
 DEADLINE = 10  # times the timeout: a whole call, however slowly its answer trickles in
-_UNUSUAL = re.compile(rb"\d{20}|\d[eE]\+?\d{3}")  # maybe a number that no number can hold
 _STALE = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 
 
@@ -136,9 +132,6 @@ def judge(status: int, raw: bytes, retry_after: float | None, sent: Instant) -> 
 
 def decode(raw: bytes) -> Json:
     """JSON as Python, with numbers that no number can hold as null; None if it is no JSON."""
-    if not _UNUSUAL.search(raw):
-        with contextlib.suppress(ValueError):  # it is stricter than what some servers send
-            return from_json(raw, allow_inf_nan=False)
     try:
         return json.loads(raw, parse_float=_finite, parse_int=_integer, parse_constant=_nothing)
     except (ValueError, RecursionError):

@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from agent_core import Clock, Json, Lease, Task, wire
+from agent_core import Clock, Json, Lease, Resources, Task, resources, wire
 
 ID_LIMIT = 255  # characters
 SECONDS_LIMIT = 1e9
+NOTHING = resources.NOTHING
 # What the server knows of earlier attempts, or keeps for itself: ours begin afresh.
 _IGNORED = frozenset(
     {
         *("status", "exit_code", "stdout", "stderr", "error", "error_msg", "error_code"),
         *("assigned_agent_id", "assigned_at", "started_at", "ended_at", "lease_expires_at"),
         *("synced", "result", "runs", "usage", "truncated"),
+        *("machine_id", "group_id", "parent_id", "depends_on", "regrant_at"),
     }
 )
 _READ = frozenset(
@@ -23,9 +25,10 @@ _READ = frozenset(
         *("id", "attempt_id", "name", "type", "command", "args", "exec", "workdir", "env"),
         *("env_vars", "timeout", "priority", "created_at"),
         *("retry_count", "max_retries", "retry_delay"),
-        *("on_lost_contact", "disconnect_grace"),
+        *("on_lost_contact", "disconnect_grace", "user", "labels", "resources", "executor"),
     }
 )
+_KNOWN = _READ | _IGNORED
 
 
 class Unreadable(ValueError):
@@ -85,6 +88,10 @@ def _description(entry: Mapping[str, Json]) -> dict[str, Any]:
         "exec": _flag(entry, "exec"),
         "workdir": _text(entry, "workdir"),
         "env": _env(entry),
+        "user": _text(entry, "user"),
+        "labels": _pairs(entry, "labels"),
+        "resources": _resources(entry.get("resources")),
+        "wanted_executor": _text(entry, "executor"),
         "extra": _extra(entry),
     }
     if timeout := _number(entry, "timeout"):
@@ -110,7 +117,9 @@ def _lease(entry: Mapping[str, Json], lease: Lease) -> Lease:
 
 def _text(entry: Mapping[str, Json], name: str) -> str:
     value = entry.get(name)
-    return "" if value is None else _scalar(value, name)
+    if value is None or value == "":
+        return ""
+    return _scalar(value, name)
 
 
 def _scalar(value: Json, name: str) -> str:
@@ -139,9 +148,12 @@ def _args(value: Json) -> tuple[str, ...]:
 
 
 def _env(entry: Mapping[str, Json]) -> dict[str, str]:
-    name = "env" if entry.get("env") is not None else "env_vars"
+    return _pairs(entry, "env" if entry.get("env") is not None else "env_vars")
+
+
+def _pairs(entry: Mapping[str, Json], name: str) -> dict[str, str]:
     value = _unfolded(entry.get(name))
-    if value is None or value in ("", []):
+    if not value and (value is None or value in ("", [], {})):
         return {}
     if not isinstance(value, Mapping):
         raise Unreadable(f"{name}: an object of strings is needed, this is {_kind(value)}")
@@ -150,6 +162,16 @@ def _env(entry: Mapping[str, Json]) -> dict[str, str]:
         if item is not None:
             found[_scalar(key, name)] = _scalar(item, f"{name}.{key}")
     return found
+
+
+def _resources(value: Json) -> Resources:
+    value = _unfolded(value)
+    if not value and (value is None or value in ("", [], {})):
+        return NOTHING
+    try:
+        return resources.read(value)
+    except ValueError as error:
+        raise Unreadable(str(error)) from None
 
 
 def _unfolded(value: Json) -> Json:
@@ -174,6 +196,8 @@ def _flag(entry: Mapping[str, Json], name: str) -> bool:
 def _number(entry: Mapping[str, Json], name: str, *, signed: bool = False) -> float:
     """A number, also one written as text; 0 for null, and where a negative one has no meaning."""
     value = entry.get(name)
+    if type(value) is int and 0 <= value <= SECONDS_LIMIT:  # nearly always
+        return value
     if value is None or value == "":
         return 0
     if isinstance(value, str):
@@ -197,7 +221,10 @@ def _time(value: Json) -> float | None:
 
 def _extra(entry: Mapping[str, Json]) -> dict[str, Json]:
     """Fields that we do not know, kept; one that is no text in any encoding is not."""
-    extra = {name: value for name, value in entry.items() if name not in _READ | _IGNORED}
+    names = entry.keys() - _KNOWN
+    if not names:
+        return {}
+    extra = {name: value for name, value in entry.items() if name in names}
     try:
         json.dumps(extra, ensure_ascii=False).encode()
     except UnicodeEncodeError:

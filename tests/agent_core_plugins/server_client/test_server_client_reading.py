@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import LogCapture
 
-from agent_core import Instant, Lease, Task
+from agent_core import Instant, Lease, Resources, Task
 from agent_core.clock import SystemClock
 from agent_core_plugins.server_client.reading import read_tasks
 
@@ -237,13 +237,60 @@ def test_unknown_fields_are_kept_and_the_record_of_earlier_attempts_is_not() -> 
     task = one(
         customer_id=3,
         image={"name": "x"},
-        resources={"gpus": 1},
+        machine_id="m",
+        parent_id="p",
+        depends_on=["q"],
         exit_code=1,
         stdout="old",
         status="assigned",
         error_msg="old",
     )
-    assert task.extra == {"customer_id": 3, "image": {"name": "x"}, "resources": {"gpus": 1}}
+    assert task.extra == {"customer_id": 3, "image": {"name": "x"}}
+    assert task.depends_on == ()  # a server resolves its own
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ({}, Resources()),
+        (None, Resources()),
+        ("", Resources()),
+        ('{"gpus": 2}', Resources(gpus=2)),
+        (
+            {"gpus": 2, "gpu": "a100", "gpu_memory": "20GiB", "cpus": 1.5, "memory": 1024},
+            Resources(gpus=2, gpu="a100", gpu_memory=20 * 2**30, cpus=1.5, memory=1024),
+        ),
+    ],
+)
+def test_what_a_task_asks_of_a_machine_is_read(given: object, read: Resources) -> None:
+    assert one(resources=given).resources == read
+
+
+def test_who_submitted_it_and_where_it_may_run_is_read() -> None:
+    task = one(user="ann", labels={"zone": "a", "rack": 7}, executor="bubblewrap")
+    assert (task.user, task.wanted_executor) == ("ann", "bubblewrap")
+    assert task.labels == {"zone": "a", "rack": "7"}
+    assert task.extra == {}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("resources", {"gpus": "many"}),
+        ("resources", {"tpus": 1}),
+        ("resources", [1]),
+        ("resources", "lots"),
+        ("labels", ["zone"]),
+        ("labels", {"zone": {}}),
+        ("executor", {}),
+        ("user", []),
+    ],
+)
+def test_a_need_that_cannot_be_read_refuses_the_task_and_names_it(
+    field: str, value: object
+) -> None:
+    """To run it without what it asked for would be worse."""
+    assert one(**{field: value}).unreadable.startswith(field)
 
 
 def test_unknown_fields_that_no_encoding_can_hold_are_left_out() -> None:
