@@ -10,11 +10,11 @@ from agent_core.hooks import reason_of
 from agent_core.log import get
 from agent_core.models import Claim, Demand, Task
 from agent_core.protocols import Store
-from agent_core.resources import Free
 from agent_core.workbench import Workbench
 from agent_core.worker import Worker
 
 AT_ONCE = 1.0  # seconds; an empty answer that came sooner is asked for again after that long
+FULL_AGAIN = 30.0  # seconds; likewise, where nothing could be taken and that does not change
 
 
 class Source:
@@ -35,34 +35,34 @@ class Source:
         Only an agent that leaves at once cancels it.
         """
         while not stopping.is_set():
-            slots = self._worker.room
-            if slots <= 0:
-                await self._until_room(stopping)
-                continue
-            asked_at = self._bench.clock.boottime()
+            changed = self._worker.demands.changed.next()
             try:
-                claim = await self._bench.hooks.claim(self._name, self._demand(slots))
-                fresh = await self._keep(claim)
-            except Exception as error:
-                await pause(self._trouble_with(error), stopping)
-                continue
-            self._well_again()
-            if len(fresh) > slots:
-                self._log.warning("more came than was asked for", source=self._name, by=len(fresh))
-            await self._worker.admit(fresh)
-            wait = claim.ask_again
-            if not fresh and self._bench.clock.boottime() - asked_at < AT_ONCE:
-                wait = max(wait, AT_ONCE)  # or it would be asked as fast as it can say no
-            if wait > 0:
-                await pause(wait, stopping)
+                await self._ask(self._worker.demands.now(), changed, stopping)
+            finally:
+                changed.cancel()
 
-    def _demand(self, slots: int) -> Demand:
-        return Demand(
-            slots=slots,
-            free=Free(slots=slots),
-            changed=self._worker.changed,
-            again=lambda: self._demand(self._worker.room),
-        )
+    async def _ask(
+        self, demand: Demand, changed: "asyncio.Future[None]", stopping: asyncio.Event
+    ) -> None:
+        """Once; returns when it may be asked again."""
+        asked_at = self._bench.clock.boottime()
+        try:
+            claim = await self._bench.hooks.claim(self._name, demand)
+            fresh = await self._keep(claim)
+        except Exception as error:
+            await pause(self._trouble_with(error), stopping)
+            return
+        self._well_again()
+        if len(fresh) > demand.slots and demand.urgent_at_most is None:
+            self._log.warning("more came than was asked for", source=self._name, by=len(fresh))
+        await self._worker.admit(fresh)
+        at_once = not fresh and self._bench.clock.boottime() - asked_at < AT_ONCE
+        if at_once and demand.slots == 0:  # it does not wait for words to a full agent
+            await _until(changed, max(claim.ask_again, FULL_AGAIN), stopping)
+        elif at_once:  # or it would be asked as fast as it can say no
+            await pause(max(claim.ask_again, AT_ONCE), stopping)
+        elif claim.ask_again > 0:
+            await pause(claim.ask_again, stopping)
 
     async def _keep(self, claim: Claim) -> list[Task]:
         """Tasks and facts in one transaction: after a crash in between, the source asks again."""
@@ -70,15 +70,6 @@ class Source:
             return []
         tasks = [replace(task, source=self._name) for task in claim.tasks]
         return await self._store.add(tasks, claim.facts)
-
-    async def _until_room(self, stopping: asyncio.Event) -> None:
-        room: asyncio.Future[Any] = self._worker.changed.next()
-        stop: asyncio.Future[Any] = asyncio.ensure_future(stopping.wait())
-        try:
-            await asyncio.wait({room, stop}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            room.cancel()
-            stop.cancel()
 
     def _trouble_with(self, error: Exception) -> float:
         """Say it if it is new; seconds until the next try."""
@@ -96,3 +87,11 @@ class Source:
         if self._trouble:
             self._trouble = ""
             self._log.info("work is claimed again", source=self._name)
+
+
+async def _until(changed: "asyncio.Future[None]", limit: float, stopping: asyncio.Event) -> None:
+    stop: asyncio.Future[Any] = asyncio.ensure_future(stopping.wait())
+    try:
+        await asyncio.wait({changed, stop}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stop.cancel()

@@ -62,8 +62,8 @@ def refused(code: int, why: str) -> Outcome:
     return Outcome(reason=Reason.REFUSED, error_code=code, error=why)
 
 
-def released() -> Outcome:
-    return Outcome(reason=Reason.RELEASED, error="given back: the agent stops")
+def released(why: str) -> Outcome:
+    return Outcome(reason=Reason.RELEASED, error=f"given back: {why}")
 
 
 def lost(why: str, now: float) -> Outcome:

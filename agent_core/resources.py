@@ -103,6 +103,21 @@ def returned(free: Free, wanted: Resources, devices: Sequence[Device]) -> Free:
     )
 
 
+def kept_for(wanted: Resources, free: Free) -> Free:
+    """What others may have while a task that does not fit is to get what there is of its wish."""
+    kept = {each.uuid for each in [d for d in free.devices if suits(wanted, d)][: wanted.gpus]}
+    return replace(
+        free,
+        devices=tuple(each for each in free.devices if each.uuid not in kept),
+        cpus=free.cpus if free.cpus is None else max(0.0, free.cpus - wanted.cpus),
+        memory=free.memory if free.memory is None else max(0, free.memory - wanted.memory),
+    )
+
+
+def of_slots(free: Free, slots: int) -> Free:
+    return free if free.slots == slots else replace(free, slots=slots)
+
+
 def read(value: Any) -> Resources:
     """From the wire's form. Raises ValueError with the field and what it takes."""
     if not isinstance(value, Mapping):

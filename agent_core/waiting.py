@@ -29,6 +29,7 @@ class Waiting:
         self._could_run = could_run  # on this machine as it is now, if nothing else ran
         self._scheduler = scheduler
         self._in_line: set[Key] = set()  # whom the scheduler has
+        self._asking: dict[Key, Task] = {}  # those of them that ask for resources
         self._parked: dict[Key, tuple[Task, Aside]] = {}
 
     def __len__(self) -> int:
@@ -50,6 +51,16 @@ class Waiting:
         """How many the scheduler may choose from."""
         return len(self._in_line)
 
+    @property
+    def ready(self) -> int:
+        """How many wait that may begin sooner or later, as this machine is."""
+        return len(self) - len(self.parked(Aside.MACHINE)) if self._parked else len(self._in_line)
+
+    @property
+    def asking(self) -> Collection[Task]:
+        """Those that the scheduler may choose from and that ask for more than a slot."""
+        return self._asking.values()
+
     def add(self, task: Task) -> None:
         """It waits for a slot from now on; where there are too many, in the store."""
         if task.resources and not self._could_run(task):
@@ -59,10 +70,13 @@ class Waiting:
             self.feed.look_again()
             return
         self._in_line.add(task.key)
+        if task.resources:
+            self._asking[task.key] = task
         self._scheduler.add(task)
 
     def remove(self, key: Key) -> None:
         self._in_line.discard(key)
+        self._asking.pop(key, None)
         self._parked.pop(key, None)
         self._scheduler.remove(key)
 

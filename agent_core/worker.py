@@ -7,6 +7,7 @@ from typing import Any
 from agent_core import attempts, endings, recovery
 from agent_core.api.wire import Code
 from agent_core.clock import Instant
+from agent_core.demand import Demands
 from agent_core.endings import Stop
 from agent_core.errors import Conflict, StoreError
 from agent_core.feed import Feed
@@ -15,7 +16,6 @@ from agent_core.log import get
 from agent_core.models import Key, Lease, Outcome, Reason, Task
 from agent_core.protocols import Held, Scheduler, Store
 from agent_core.runner import Runner
-from agent_core.signals import Signal
 from agent_core.slots import Slots
 from agent_core.waiting import WINDOW, Aside, Waiting
 from agent_core.workbench import Workbench, consider
@@ -25,9 +25,9 @@ class Worker:
     """Brings together what waits and the slots. The store knows the truth."""
 
     def __init__(self, bench: Workbench, store: Store, scheduler: Scheduler) -> None:
-        self.changed = Signal()  # there may be more room than there was
         self.waiting = Waiting(scheduler, Feed(store, bench.clock), bench.machine.could_run)
         self.slots = Slots(bench, store, bench.machine, self._ended)
+        self.demands = Demands(bench.machine, self.waiting, bench.clock)
         self._bench = bench
         self._store = store
         self._held: dict[Key, Task] = {}  # every task in memory that is not final
@@ -36,13 +36,6 @@ class Worker:
         self._log = get("worker")
 
     # --- what others ask
-
-    @property
-    def room(self) -> int:
-        """Tasks that may be claimed now: the free slots and two to have ready, minus what waits."""
-        if self._leaving or len(self._held) >= WINDOW:
-            return 0
-        return max(0, self.slots.free + 2 - len(self.waiting))
 
     def held(self, source: str) -> list[Held]:
         """The attempts of one source that are not final, each as it stands now."""
@@ -132,6 +125,10 @@ class Worker:
             if task.resources:
                 self.waiting.remove(key)
                 self.waiting.add(task)
+        for task in self.waiting.parked(Aside.MACHINE):
+            if task.source and not task.run_no:
+                work = self._release(task, "this machine lacks by now what it asks for")
+                self.slots.in_background(work, f"release {task.id}")
         self._wake.set()
 
     # --- the loop
@@ -185,8 +182,12 @@ class Worker:
                     self.waiting.remove(task.key)
                 else:  # this scheduler does not look at what is free: it must not be asked for ever
                     self.waiting.park(task, Aside.ROOM)
-        if self.room:
-            self.changed.send()
+        self._look()
+
+    def _look(self) -> None:
+        """Let the sources know if this agent could take other work than they know."""
+        self.demands.closed = self._leaving or len(self._held) >= WINDOW
+        self.demands.look()
 
     def _make_room(self, keys: Sequence[Key]) -> None:
         """End runs for something more urgent: they wait again, and run when a slot is free."""
@@ -201,6 +202,7 @@ class Worker:
 
     def _ended(self, key: Key, task: Task | None) -> None:
         """Its slot is free. None: the store does not know it any more."""
+        self.demands.ended()
         for aside in self.waiting.parked(Aside.OLDER, Aside.ROOM):
             if aside.id == key.task_id or aside.resources:
                 self.waiting.unpark(aside)
@@ -236,27 +238,34 @@ class Worker:
             self._wake.set()
             raise
         self._forget(task.key)
-        self.changed.send()
+        self._look()
 
     # --- leaving
 
     async def leave(self) -> None:
         """Start nothing more; returns when every run has been left alone or brought to its end."""
-        self._leaving = True
+        self._close()
         self._wake.set()
         await self.slots.leave()
+
+    async def _release(self, task: Task, why: str) -> None:
+        try:
+            await self._end(task, Move.RELEASE, endings.released(why))
+        except StoreError as error:  # it is kept for another time
+            self._log.warning("a task cannot be given back", task=task.id, why=str(error))
 
     async def give_back(self) -> None:
         """Release what a source gave us and no run of which ever began."""
         for task in list(self._held.values()):
             if task.status is not Status.PENDING or not task.source or task.run_no:
                 continue
-            try:
-                await self._end(task, Move.RELEASE, endings.released())
-            except StoreError as error:  # it is kept for the next start
-                self._log.warning("a task cannot be given back", task=task.id, why=str(error))
+            await self._release(task, "the agent stops")
 
     async def abandon(self) -> None:
         """Leave at once: nothing more is written; recovery takes it up from the store."""
-        self._leaving = True
+        self._close()
         await self.slots.abandon()
+
+    def _close(self) -> None:
+        self._leaving = True
+        self.demands.close()

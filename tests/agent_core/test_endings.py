@@ -32,7 +32,12 @@ def test_what_never_began_has_no_exit_code() -> None:
         (endings.unbegun(stop), Reason.CANCELLED, 7, "no"),
         (refused, Reason.REFUSED, Code.POLICY, "no such program"),
         (never, Reason.NEVER_RAN, Code.NEVER_RAN, "no room"),
-        (endings.released(), Reason.RELEASED, Code.OK, "given back: the agent stops"),
+        (
+            endings.released("the agent stops"),
+            Reason.RELEASED,
+            Code.OK,
+            "given back: the agent stops",
+        ),
     ]:
         assert (outcome.reason, outcome.error_code, outcome.error) == (reason, code, words)
         assert outcome.exit_code is None

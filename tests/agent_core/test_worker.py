@@ -49,7 +49,7 @@ async def test_no_more_run_at_once_than_there_are_slots_and_the_most_urgent_is_n
 ) -> None:
     await core.start()
     first, _ = await running(core, T1, T2)
-    await core.bring(task("late"), task("urgent", priority=1))
+    await core.bring(task("late"), task("urgent", priority=3))
     await settle(core)
     assert len(core.executor.runs) == 2
     first.end()
@@ -63,31 +63,32 @@ async def test_no_more_run_at_once_than_there_are_slots_and_the_most_urgent_is_n
 
 async def test_a_free_slot_is_offered_to_the_sources(core: Core) -> None:
     await core.start()
-    assert core.worker.room == 4
+    assert core.worker.demands.slots == 4
     runs = await running(core, T1, T2)
-    assert core.worker.room == 2
+    assert core.worker.demands.slots == 2
     await core.bring(T3)
-    assert core.worker.room == 1
+    assert core.worker.demands.slots == 1
     await core.bring(task("t4"), task("t5"))
-    assert core.worker.room == 0
-    changed = core.worker.changed.next()
+    assert core.worker.demands.slots == 0
+    changed = core.worker.demands.changed.next()
     runs[0].end()
     await core.executor.next_run()
     runs[1].end()
     await core.executor.next_run()
     await within(changed)
-    assert core.worker.room == 1
+    assert core.worker.demands.slots == 1
 
 
 async def test_a_task_that_ends_where_it_waits_makes_room(core: Core) -> None:
     await core.start()
     await running(core, T1, T2)
-    await core.bring(T3)
+    await core.bring(T3, task("t4"))
     await settle(core)
-    changed = core.worker.changed.next()
+    changed = core.worker.demands.changed.next()
+    assert core.worker.demands.slots == 0
     assert await core.worker.cancel(T3.key, code=1, reason="no")
     assert changed.done()
-    assert core.worker.room == 2
+    assert core.worker.demands.slots == 1
 
 
 async def test_what_waits_in_memory_is_bounded_and_the_rest_comes_when_there_is_room(
@@ -98,7 +99,7 @@ async def test_what_waits_in_memory_is_bounded_and_the_rest_comes_when_there_is_
     await core.add(*tasks)
     await core.start()
     assert len(core.scheduler) == WINDOW
-    assert core.worker.room == 0
+    assert core.worker.demands.slots == 0
     await core.worker.admit(await core.add(task("claimed")))
     assert len(core.scheduler) == WINDOW, "one more than the window waits in the store"
     for each in tasks[:3]:
@@ -200,7 +201,7 @@ async def test_no_run_begins_under_a_lease_that_is_over_and_a_renewal_lets_it(
     await core.bring(over, good)
     run = await core.executor.next_run()
     assert run.launch.key == good.key, "the slot is not lost to the one that may not begin"
-    assert core.worker.room == 1, "what waits for its lease counts as waiting"
+    assert core.worker.demands.slots == 1, "what waits for its lease counts as waiting"
     core.worker.renewed(over.key, lease(core, -1))
     run.end()
     await core.until_status(good, "completed")
@@ -227,7 +228,7 @@ async def test_a_task_that_waits_for_its_lease_can_be_cancelled(core: Core) -> N
     await core.bring(late)
     await until(lambda: late in core.worker.waiting.parked(Aside.LEASE))
     assert await core.worker.cancel(late.key, code=1, reason="no")
-    assert core.worker.room == 4
+    assert core.worker.demands.slots == 4
     core.worker.renewed(late.key, lease(core, 60))
     await settle(core)
     assert not core.executor.runs
@@ -253,7 +254,7 @@ async def test_a_newer_attempt_begins_only_when_the_run_of_the_older_is_gone(cor
     await settle(core)
     assert len(core.executor.runs) == 1, "a free slot is not enough"
     assert {held.key for held in core.worker.held("server")} == {T1.key, newer.key}
-    assert core.worker.room == 2, "it counts as waiting"
+    assert core.worker.demands.slots == 2, "it counts as waiting"
     core.worker.renewed(newer.key, lease(core, 60))
     await core.bring(T2)
     assert (await core.executor.next_run()).launch.key == T2.key, "nobody else waits for it"
@@ -684,7 +685,7 @@ async def test_who_leaves_starts_nothing_more_and_leaves_what_can_go_on(core: Co
     runs = await running(core, T1, T2)
     await core.bring(T3)
     await within(core.worker.leave())
-    assert core.worker.room == 0
+    assert core.worker.demands.slots == 0
     assert [run.signals for run in runs] == [[], []]
     await core.worker.give_back()
     assert (await core.get(T1)).status is Status.RUNNING

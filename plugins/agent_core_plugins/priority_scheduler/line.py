@@ -1,7 +1,7 @@
 """The waiting line: who starts now, and who waits although others behind it start."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from agent_core import Device, Free, Key, Plan, Running, Task, resources
 from agent_core_plugins.priority_scheduler.order import Order
@@ -65,7 +65,7 @@ class Line:
                     waiter = Waiter(task, self._passed.get(task.key, 0))
                     comes = soon is not None and resources.fitting(task.resources, soon) is not None
                     if comes or waiter.passed >= PASSES:
-                        free = kept_for(task, free)
+                        free = resources.kept_for(task.resources, free)
                     else:
                         waiters.append(waiter)
                     continue
@@ -83,7 +83,7 @@ class Line:
                 waiter.passed += 1
                 self._passing.setdefault(task.key, []).append(waiter.task.key)
                 if waiter.passed >= PASSES:
-                    free = kept_for(waiter.task, free)
+                    free = resources.kept_for(waiter.task.resources, free)
         return free
 
 
@@ -93,15 +93,3 @@ def costs(waiting: Task, starting: Task, given: Sequence[Device]) -> bool:
     if (wanted.cpus and taken.cpus) or (wanted.memory and taken.memory):
         return True
     return bool(wanted.gpus) and any(resources.suits(wanted, device) for device in given)
-
-
-def kept_for(task: Task, free: Free) -> Free:
-    """What others may have while this one waits: all that is free but what it asks for."""
-    wanted = task.resources
-    kept = [device for device in free.devices if resources.suits(wanted, device)][: wanted.gpus]
-    return replace(
-        free,
-        devices=tuple(device for device in free.devices if device not in kept),
-        cpus=free.cpus if free.cpus is None else max(0.0, free.cpus - wanted.cpus),
-        memory=free.memory if free.memory is None else max(0, free.memory - wanted.memory),
-    )

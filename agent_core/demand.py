@@ -1,0 +1,122 @@
+"""How much work this agent could take now, and when those who bring it should ask anew."""
+
+import asyncio
+from collections import deque
+from typing import NamedTuple
+
+from agent_core import resources
+from agent_core.clock import Clock
+from agent_core.machine import Machine
+from agent_core.models import Demand
+from agent_core.resources import Free
+from agent_core.signals import Signal
+from agent_core.waiting import Waiting
+
+READY_LEAST = 2  # tasks to have ready at least, beside those that begin at once
+READY_MOST = 100
+DIFFERENCE = 3  # in priority, from which on a running task makes room for a waiting one
+GATHER = 0.1  # seconds in which several small changes are told as one
+
+
+class State(NamedTuple):
+    """What a source would want to hear of."""
+
+    takes: bool  # tasks at all
+    urgent: int | None  # with no slot free
+    free: Free  # without its slots: one more or less changes nothing
+
+
+class Demands:
+    """Asked by each source's loop; `look` is called whenever something may have changed."""
+
+    def __init__(self, machine: Machine, waiting: Waiting, clock: Clock) -> None:
+        self.changed = Signal()
+        self.closed = False  # nothing is taken any more, or for now
+        self._machine = machine
+        self._waiting = waiting
+        self._clock = clock
+        self._ends: deque[float] = deque(maxlen=READY_MOST)  # boot times of the last runs' ends
+        self._told: State | None = None
+        self._later: asyncio.TimerHandle | None = None
+
+    def now(self) -> Demand:
+        free = self._free()
+        return Demand(
+            slots=self.slots,
+            free=free,
+            urgent_at_most=self._urgent(),
+            changed=self.changed,
+            again=self.now,
+        )
+
+    @property
+    def slots(self) -> int:
+        """Tasks that may be claimed now: for the free slots and some to have ready."""
+        if self.closed:
+            return 0
+        return max(0, self._machine.free_slots + self._ready() - self._waiting.ready)
+
+    def ended(self) -> None:
+        """A run has ended: the more often, the more tasks are had ready."""
+        self._ends.append(self._clock.boottime())
+
+    def look(self) -> None:
+        """Tell the sources if what they were told is not so any more.
+
+        That there is room at all at once; gathered, that something else is free or that urgent
+        work would find room, which short runs change all the time.
+        """
+        state, told = self._state(), self._told
+        if told is None or (state.takes and not told.takes):
+            self._tell(state)
+            return
+        self._told = told._replace(takes=state.takes)
+        if state != self._told and self._later is None:
+            self._later = asyncio.get_running_loop().call_later(GATHER, self._gathered)
+
+    def close(self) -> None:
+        """Nothing is taken any more."""
+        self.closed = True
+        if self._later:
+            self._later.cancel()
+
+    def _gathered(self) -> None:
+        self._later = None
+        state = self._state()
+        if state != self._told:
+            self._tell(state)
+
+    def _tell(self, state: State) -> None:
+        self._told = state
+        self.changed.send()
+
+    def _state(self) -> State:
+        free = resources.of_slots(self._free(), 0)
+        return State(takes=self.slots > 0, urgent=self._urgent(), free=free)
+
+    def _ready(self) -> int:
+        now = self._clock.boottime()
+        while self._ends and now - self._ends[0] > 1.0:
+            self._ends.popleft()
+        return max(READY_LEAST, len(self._ends))
+
+    def _free(self) -> Free:
+        """What a task that comes now would find: those that wait here are ahead of it."""
+        free = self._machine.free
+        for task in self._waiting.asking:
+            devices = resources.fitting(task.resources, free)
+            if devices is None:
+                free = resources.kept_for(task.resources, free)
+            else:
+                free = resources.without(free, task.resources, devices)
+        return resources.of_slots(
+            free, 0 if self.closed else max(0, self._machine.free_slots - self._waiting.in_line)
+        )
+
+    def _urgent(self) -> int | None:
+        """A task of this priority would begin here although no slot is free."""
+        if self.closed or self._machine.free_slots:
+            return None
+        priorities = (each.task.priority for each in self._machine.running if not each.ending)
+        at_most = max(priorities, default=0) - DIFFERENCE
+        return at_most if at_most >= 1 else None
