@@ -20,6 +20,7 @@ from agent_core.protocols import PluginContext, Store
 from agent_core.sections import AgentSection, LocalApiSection, PluginsSection, ShutdownSection
 from agent_core.settings import Loaded
 from agent_core.statedir import StateDirectory
+from agent_core.survey import Survey
 from agent_core.workbench import Workbench
 from agent_core.worker import Worker
 
@@ -95,6 +96,7 @@ class Agent:
             runs_dir=state.path / "runs",
         )
         worker = Worker(bench, store, hooks.schedule())
+        survey = Survey(hooks, bench.machine, self._clock, worker.machine_changed)
         handle = Handle(
             agent_id=state.agent_id,
             machine_id=state.machine_id,
@@ -103,19 +105,21 @@ class Agent:
             store=store,
             worker=worker,
             hooks=hooks,
+            survey=survey,
             grew=grew,
         )
         jobs: list[asyncio.Task[Any]] = []
         serving: list[asyncio.Task[Any]] = []
         try:
             await worker.recover()  # before anybody can ask for a task that it has not seen yet
+            await survey.inventory()  # before anything starts that asks for a device
             serving += [_named(f"serve {name}", job) for name, job in hooks.serving(handle)]
             self._log.info("ready", agent=state.agent_id, machine=state.machine_id)
             claims = [
                 _named(f"claim {name}", Source(name, bench, store, worker).run(handle.stopping))
                 for name in hooks.sources
             ]
-            jobs += [_named("worker", worker.run()), *claims]
+            jobs += [_named("worker", worker.run()), _named("survey", survey.run()), *claims]
             failed = await self._until_stopped([*jobs, *serving])
             handle.stopping.set()
             if not failed:

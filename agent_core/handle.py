@@ -9,6 +9,7 @@ from agent_core.lifecycle import Status
 from agent_core.log import get
 from agent_core.models import Event, Inventory, Key, Lease, Progress, Receipt, Task
 from agent_core.protocols import Held, Store
+from agent_core.survey import Survey
 from agent_core.worker import Worker
 
 
@@ -25,6 +26,7 @@ class Handle:
         store: Store,
         worker: Worker,
         hooks: Caller,
+        survey: Survey,
         grew: asyncio.Event,
     ) -> None:
         self.agent_id = agent_id
@@ -37,6 +39,7 @@ class Handle:
         self._store = store
         self._worker = worker
         self._hooks = hooks
+        self._survey = survey
         self._grew = grew
         self._outstanding: dict[int, Key] = {}  # whose events were read and are not settled
         self._log = get("agent")
@@ -118,7 +121,7 @@ class Handle:
         await self._store.set_fact(name, value)
 
     async def inventory(self) -> Inventory:
-        return await self._hooks.inventory()
+        return await self._survey.inventory()
 
 
 def _not_now(event: Event, error: Exception) -> Receipt:

@@ -22,6 +22,7 @@ from agent_core.moves import Moves
 from agent_core.protocols import PluginContext, Scheduler, Store
 from agent_core.runner import Runner
 from agent_core.sections import LogSection
+from agent_core.survey import Survey
 from agent_core.testing.executors import HandExecutor
 from agent_core.workbench import Workbench
 from agent_core.worker import Worker
@@ -190,6 +191,7 @@ class Core:
         )
         self.scheduler: Scheduler = self.hooks.schedule()
         self.worker = Worker(self.bench, store, self.scheduler)
+        self.survey = Survey(self.hooks, self.bench.machine, clock, self.worker.machine_changed)
         self.loop: asyncio.Task[None] | None = None
 
     def _event_stored(self) -> None:

@@ -59,6 +59,7 @@ def handle_of(core: Core) -> Handle:
         store=core.store,
         worker=core.worker,
         hooks=core.hooks,
+        survey=core.survey,
         grew=core.grew,
     )
 
