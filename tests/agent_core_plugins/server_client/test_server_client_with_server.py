@@ -1,6 +1,7 @@
 """The plugin against the real control plane, on a real socket."""
 
 import asyncio
+import itertools
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from agent_core.api.http import QuietServer
 from agent_core.clock import SystemClock
 
 AGENT_TOKEN, USER_TOKEN = "agent-token", "user-token"
+_numbers = itertools.count(1)  # of events: what is not above the last one is a repeat
 
 
 @dataclass
@@ -80,7 +82,8 @@ async def claimed(site: Any, slots: int = 1) -> list[Task]:
 
 
 def event(kind: EventKind, task: Task, **fields: Any) -> Event:
-    return Event(kind=kind, key=task.key, source=task.source, run_no=1, at=0.0, seq=1, **fields)
+    seq = next(_numbers)
+    return Event(kind=kind, key=task.key, source=task.source, run_no=1, at=0.0, seq=seq, **fields)
 
 
 async def told(site: Any, *events: Event) -> list[Answer]:
