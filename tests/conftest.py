@@ -2,9 +2,12 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
+
+from tests.postgres import Cluster, cluster
+from tests.postgres import program as program_of_postgres
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -31,3 +34,15 @@ def engine() -> Callable[[str], str]:
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Cluster]:
+    """A PostgreSQL server for all tests of this process; each takes a schema of its own."""
+    if program_of_postgres("initdb") is None:
+        words = "PostgreSQL is not installed"
+        if os.environ.get("REQUIRE_ENGINES") == "1":
+            pytest.fail(f"{words}, and REQUIRE_ENGINES=1 says that it must be")
+        pytest.skip(words)
+    with cluster() as made:
+        yield made

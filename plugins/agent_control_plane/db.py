@@ -11,27 +11,33 @@ Work is a plain function of a connection, inside one transaction. What writes
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from agent_control_plane.writers import MESSAGES, Refused, Work, Writers
+from agent_control_plane.writers import MESSAGES, DatabaseRefuses, Work, Writers
+from agent_core.errors import SettingsError
 
-__all__ = ["Database", "Heard", "Medium", "Refused", "Work", "notify", "several_write"]
+__all__ = ["Database", "DatabaseRefuses", "Heard", "Medium", "Work", "notify", "several_write"]
 
 T = TypeVar("T")
 READERS: Final = 4  # threads, and connections
+MOST_SAID: Final = 3000  # bytes of a message; PostgreSQL carries 8000, and quotes double some
 Heard = Callable[[Sequence[str] | None], None]  # None: some messages may have been missed
 
 
 def notify(connection: Connection, message: str) -> None:
-    """Say a short word to every listener of every server on this database, after COMMIT.
+    """Say something short to every listener of every server on this database, after COMMIT.
 
-    The same word twice in one transaction is heard once; of work that fails none is.
+    At most MOST_SAID bytes. The same twice in one transaction is heard once; of work that fails
+    nothing is.
     """
+    if len(message.encode()) > MOST_SAID:
+        raise ValueError(f"{len(message)} characters are too long for a message: {message[:80]}")
     said: dict[str, None] | None = connection.info.get(MESSAGES)
     if said is not None:
         said[message] = None
@@ -64,7 +70,7 @@ class Medium(Protocol):
         """Jobs that may share a COMMIT."""
 
     def in_words(self, error: Exception) -> Exception:
-        """What the database refuses for now as Refused; anything else as it is."""
+        """What the database refuses for now as DatabaseRefuses; anything else as it is."""
 
     def again(self, error: Exception) -> bool:
         """Whether the transaction that failed so may succeed at once from its beginning."""
@@ -72,7 +78,7 @@ class Medium(Protocol):
     def tell(self, connection: Connection, messages: Sequence[str]) -> None:
         """Tell other processes, at this transaction's COMMIT."""
 
-    def listen(self, heard: Heard) -> Callable[[], None]:
+    def listen(self, heard: Heard) -> Callable[[], Awaitable[None]]:
         """Bring what other processes tell to `heard`, in the running loop. Returns its end."""
 
     def close(self) -> None: ...
@@ -87,7 +93,7 @@ class Database:
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="db-read")
         self._ears: dict[Heard, asyncio.AbstractEventLoop] = {}
         self._ears_lock = threading.Lock()
-        self._deafen: Callable[[], None] | None = None
+        self._deafen: Callable[[], Awaitable[None]] | None = None
         self._writers = Writers(medium, self._pass_on)
 
     @classmethod
@@ -96,6 +102,16 @@ class Database:
 
         Its tables are made or brought up to date.
         """
+        try:
+            backend = make_url(url).get_backend_name()
+        except ArgumentError:
+            raise SettingsError(
+                f"server.database: {url!r} is no database URL; {KNOWN_URLS}"
+            ) from None
+        if backend in {"postgresql", "postgres"}:
+            from agent_control_plane.postgres import Postgres  # noqa: PLC0415  # and its driver
+
+            return cls(Postgres.open(url))
         from agent_control_plane.sqlite import Sqlite  # noqa: PLC0415
 
         return cls(Sqlite.open(url))
@@ -126,7 +142,7 @@ class Database:
     async def close(self) -> None:
         """Write what was asked, then let go of the database."""
         if self._deafen is not None:
-            self._deafen()
+            await self._deafen()
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self._writers.close)
         await loop.run_in_executor(None, self._readers.shutdown)

@@ -1,7 +1,7 @@
 """SQLite as the database of one server: its engines, its settings, and what it refuses in words."""
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool
 
 from agent_control_plane import sqlite_file
-from agent_control_plane.db import READERS, Heard, Refused
+from agent_control_plane.db import READERS, DatabaseRefuses, Heard
 from agent_control_plane.sqlite_file import BUSY_TIMEOUT, FileLock
 from agent_core.api.wire import Code
 
@@ -61,7 +61,7 @@ class Sqlite:
     def in_words(self, error: Exception) -> Exception:
         code = getattr(getattr(error, "orig", error), "sqlite_errorcode", None)
         words = None if code is None else _PASSING.get(code & 0xFF)
-        return error if words is None else Refused(Code.FULL, f"{words}; try again later")
+        return error if words is None else DatabaseRefuses(Code.FULL, f"{words}; try again later")
 
     def again(self, error: Exception) -> bool:
         return False  # a single writer is in nobody's way
@@ -69,8 +69,11 @@ class Sqlite:
     def tell(self, connection: Connection, messages: Sequence[str]) -> None:
         """No other server uses this file."""
 
-    def listen(self, heard: Heard) -> Callable[[], None]:
-        return lambda: None
+    def listen(self, heard: Heard) -> Callable[[], Awaitable[None]]:
+        async def end() -> None:
+            """Nothing was begun."""
+
+        return end
 
     def close(self) -> None:
         self.reading.dispose()

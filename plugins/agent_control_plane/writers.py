@@ -28,7 +28,7 @@ TRIES: Final = 8  # of a transaction that others were in the way of
 _PAUSE: Final = 0.005  # seconds, doubled with each try
 
 
-class Refused(Problem):
+class DatabaseRefuses(Problem):
     """The database cannot be used at the moment; what was asked has not been done."""
 
 
@@ -110,7 +110,7 @@ class Writers:
 
     def _say(self, done: Sequence[_Done]) -> None:
         """Each change once, for whoever runs the server."""
-        why = next((str(d.error) for d in done if isinstance(d.error, Refused)), "")
+        why = next((str(d.error) for d in done if isinstance(d.error, DatabaseRefuses)), "")
         with self._refusing_lock:
             changed, self._refusing = self._refusing is not bool(why), bool(why)
         if changed and why:
@@ -208,7 +208,7 @@ def _commit(transaction: Transaction) -> None:
         transaction.commit()
     except DBAPIError as error:
         if error.connection_invalidated:
-            raise Refused(
+            raise DatabaseRefuses(
                 Code.FULL,
                 "the connection to the database broke before it said whether this is kept; "
                 "look, or ask again",

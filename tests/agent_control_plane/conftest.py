@@ -1,14 +1,31 @@
-"""A control plane for a test: the real app on a real socket and file, its clock turned by hand."""
+"""A control plane for a test: the real app on a real socket and database, its clock turned by hand.
 
-from collections.abc import AsyncIterator
+Every test that asks for a `house` or a `place` runs on SQLite and, marked `engines`, on PostgreSQL.
+"""
+
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.agent_control_plane.kit import House, open_house
+from tests.agent_control_plane.kit import House, Place, open_house
+from tests.postgres import Cluster
+
+BOTH = ["sqlite", pytest.param("postgresql", marks=pytest.mark.engines)]
+
+
+@pytest.fixture(params=BOTH)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """An empty database."""
+    if request.param == "sqlite":
+        yield Place.file(tmp_path / "server.db")
+        return
+    cluster: Cluster = request.getfixturevalue("postgres")
+    with cluster.schema() as name:
+        yield Place.schema(cluster, name)
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    async with open_house(tmp_path / "server.db") as opened:
+async def house(place: Place) -> AsyncIterator[House]:
+    async with open_house(place) as opened:
         yield opened

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from agent_control_plane.plane import Plane
 from agent_control_plane.settings import ServerSettings
 from agent_core.api.http import QuietServer, listen
 from agent_core.testing.clock import TurnedClock
+from tests.postgres import Cluster
 
 AGENT_TOKEN = "agent-token-0123456789"
 USER_TOKEN = "user-token-0123456789"
@@ -46,8 +47,10 @@ class Agent:
         assert code == 0, data
         return data
 
-    async def claim(self, limit: int = 10, request_id: str | None = None) -> list[dict[str, Any]]:
-        body: dict[str, Any] = {"machine_id": self.machine, "limit": limit}
+    async def claim(
+        self, limit: int = 10, request_id: str | None = None, **more: Any
+    ) -> list[dict[str, Any]]:
+        body: dict[str, Any] = {"machine_id": self.machine, "limit": limit, **more}
         if request_id is not None:
             body["request_id"] = request_id
         code, data = await self.call("tasks/claim", **body)
@@ -118,12 +121,37 @@ def answer(reply: httpx.Response) -> Answer:
     return body["code"], body["data"] if body["code"] == 0 else {"message": body["message"]}
 
 
+@dataclass(frozen=True)
+class Place:
+    """An empty database, and how another program asks it."""
+
+    url: str
+    query: Callable[..., list[Any]]  # its text with ? for each of the values
+
+    @classmethod
+    def file(cls, path: Path) -> "Place":
+        def query(text: str, *values: Any) -> list[Any]:
+            with contextlib.closing(sqlite3.connect(path)) as connection:
+                found = connection.execute(text, values).fetchall()
+                connection.commit()
+                return found
+
+        return cls(f"sqlite:///{path}", query)
+
+    @classmethod
+    def schema(cls, cluster: Cluster, name: str) -> "Place":
+        def query(text: str, *values: Any) -> list[Any]:
+            return cluster.query(text.replace("?", "%s"), values, name)
+
+        return cls(cluster.url(name), query)
+
+
 @dataclass
 class House:
     """A running server and who talks to it."""
 
     url: str
-    path: Path
+    place: Place
     clock: TurnedClock
     plane: Plane
     client: httpx.AsyncClient
@@ -142,23 +170,29 @@ class House:
 
     def rows(self, task: dict[str, Any]) -> list[Any]:
         """Everything on disk about a task, to show that a call changed nothing."""
-        with contextlib.closing(sqlite3.connect(self.path)) as connection:
-            found = connection.execute("SELECT * FROM tasks WHERE id = ?", [task["id"]]).fetchall()
-            for table in ("attempts", "outputs"):
-                found += connection.execute(
-                    f"SELECT * FROM {table} WHERE task_id = ? ORDER BY 1, 2", [task["id"]]
-                ).fetchall()
-            return found
+        found = self.place.query("SELECT * FROM tasks WHERE id = ?", task["id"])
+        for table in ("attempts", "outputs"):
+            found += self.place.query(
+                f"SELECT * FROM {table} WHERE task_id = ? ORDER BY 1, 2", task["id"]
+            )
+        return found
+
+    @property
+    def path(self) -> Path:
+        """Of a database that is a file."""
+        return Path(self.place.url.removeprefix("sqlite:///"))
 
 
 @contextlib.asynccontextmanager
-async def open_house(path: Path, **settings: Any) -> AsyncIterator[House]:
+async def open_house(place: Place | Path, **settings: Any) -> AsyncIterator[House]:
+    """A server on a database, new or left by another; a path is a file of SQLite's."""
+    place = Place.file(place) if isinstance(place, Path) else place
     clock = TurnedClock()
     table = ServerSettings(
         **{
             "agent_token": AGENT_TOKEN,
             "user_token": USER_TOKEN,
-            "database": f"sqlite:///{path}",
+            "database": place.url,
             **settings,
         }
     )
@@ -166,7 +200,7 @@ async def open_house(path: Path, **settings: Any) -> AsyncIterator[House]:
     async with serving(create_app(plane)) as url:
         limits = httpx.Limits(max_connections=100)
         async with httpx.AsyncClient(base_url=url, timeout=30, limits=limits) as client:
-            yield House(url, path, clock, plane, client)
+            yield House(url, place, clock, plane, client)
 
 
 @contextlib.asynccontextmanager

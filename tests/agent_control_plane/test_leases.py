@@ -1,12 +1,11 @@
 """A task's way through attempts: granted, held, lost, revived, ended, each counted once."""
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.agent_control_plane.kit import House, open_house
+from tests.agent_control_plane.kit import House, Place, open_house
 
 LEASE = 300.0
 GRACE = 600.0
@@ -508,12 +507,11 @@ async def test_the_same_claim_also_brings_what_is_to_be_cancelled(house: House) 
 # --- across a restart of the server
 
 
-async def test_what_was_granted_is_still_granted_after_a_restart(tmp_path: Path) -> None:
-    path = tmp_path / "server.db"
-    async with open_house(path) as house:
+async def test_what_was_granted_is_still_granted_after_a_restart(place: Place) -> None:
+    async with open_house(place) as house:
         await house.user.submit()
         [task] = await house.agent().claim(1, "s:1")
-    async with open_house(path) as house:
+    async with open_house(place) as house:
         assert [t["attempt_id"] for t in await house.agent().claim(1, "s:1")] == [
             task["attempt_id"]
         ]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agent_control_plane.older import bash_command
-from tests.agent_control_plane.kit import House, open_house
+from tests.agent_control_plane.kit import House, Place, open_house
 
 
 async def test_it_is_told_every_field_in_the_type_that_it_can_read(house: House) -> None:
@@ -60,8 +60,8 @@ async def test_it_gets_what_its_registered_workers_can_run(house: House) -> None
     assert len(await agent.claim(10)) == 4
 
 
-async def test_the_site_says_how_many_an_unregistered_one_runs(tmp_path: Path) -> None:
-    async with open_house(tmp_path / "s.db", older_agent_workers=3) as house:
+async def test_the_site_says_how_many_an_unregistered_one_runs(place: Place) -> None:
+    async with open_house(place, older_agent_workers=3) as house:
         for _ in range(6):
             await house.user.submit()
         assert len(await house.agent(older=True).claim(10)) == 3

@@ -14,9 +14,7 @@ DAY = 86400.0
 
 
 def count(house: House, table: str) -> int:
-    with contextlib.closing(sqlite3.connect(house.path)) as connection:
-        found = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
-        return int(found[0])
+    return int(house.place.query(f"SELECT count(*) FROM {table}")[0][0])
 
 
 async def test_what_is_only_kept_for_repeats_is_forgotten_after_a_day(house: House) -> None:
