@@ -40,9 +40,11 @@ class Problem(Exception):
         *,
         status: int | None = None,
         headers: Mapping[str, str] | None = None,
+        data: Json = None,
     ) -> None:
         super().__init__(message)
         self.code = code
+        self.data = data  # what the caller needs to do better
         self.message = message
         self.status = status or meaning(code).http
         self.headers = headers or {}
@@ -102,8 +104,13 @@ def validate(model: type[M], value: Json) -> M:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        details = error.errors(include_url=False, include_context=True)[:PROBLEMS_TOLD]
-        raise Problem(Code.INVALID, "; ".join(_say(model, each) for each in details)) from None
+        raise Problem(Code.INVALID, in_words(error, model)) from None
+
+
+def in_words(error: ValidationError, model: type[BaseModel] | None = None) -> str:
+    """The first few things that are wrong, each with its field."""
+    details = error.errors(include_url=False, include_context=True)[:PROBLEMS_TOLD]
+    return "; ".join(_say(model, each) for each in details)
 
 
 def _takes_int(model: type[BaseModel], name: str) -> bool:
@@ -128,9 +135,9 @@ def _no_duplicates(raw: bytes) -> None:
     json.loads(raw, object_pairs_hook=unique)
 
 
-def _say(model: type[BaseModel], detail: ErrorDetails) -> str:
+def _say(model: type[BaseModel] | None, detail: ErrorDetails) -> str:
     place = ".".join(str(part)[:80] for part in detail["loc"] if part != "[key]") or "body"
-    if detail["type"] == "extra_forbidden":
+    if detail["type"] == "extra_forbidden" and model is not None:
         known = sorted(model.model_fields)
         near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}? " if near and len(detail["loc"]) == 1 else ""

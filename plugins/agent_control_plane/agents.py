@@ -1,31 +1,46 @@
 """What agents say: register, heartbeat, and the single calls about an attempt."""
 
 import json
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
-from agent_control_plane import schemas
+from agent_control_plane import offers, outputs, schemas
+from agent_control_plane.event_schemas import CompleteEvent, RunEvent
 from agent_control_plane.events import Complete, Progress, Release, Renew, Start
 from agent_control_plane.ledger import act
 from agent_control_plane.states import Effect, State, Terms
-from agent_control_plane.tables import agents, attempts, outputs
-from agent_core.api.wire import Json, rfc3339
+from agent_control_plane.tables import agents, attempts
+from agent_core.api.wire import Json, Word, rfc3339
 
 EVENTS: Final = 100  # in a batch, once the extension is there
 EVENT_BYTES: Final = 8 * 2**20
+Ended = schemas.CompleteCall | CompleteEvent
 SEEN_EVERY: Final = 10.0  # seconds; last_seen_at is not written more often by claims
 FORGOTTEN_AFTER: Final = 30 * 86400.0  # seconds without a word
 
-_AGENT = select(agents.c.machine_id, agents.c.max_workers, agents.c.last_seen_at).where(
-    agents.c.id == bindparam("agent")
+_AGENT = (
+    select(
+        agents.c.machine_id,
+        agents.c.max_workers,
+        agents.c.last_seen_at,
+        agents.c.has,
+        agents.c.free,
+    )
+    .where(agents.c.id == bindparam("agent"))
+    .with_for_update()  # one claim of an agent at a time, whichever server it asks
 )
 
 
-def seen(
-    connection: Connection, agent_id: str, machine_id: str, now: float, **said: Any
-) -> int | None:
-    """Note that an agent was heard, and what it said. Returns its max_workers, if it ever told.
+class Known(NamedTuple):
+    """What an agent has told of itself."""
+
+    max_workers: int | None  # None = it never said
+    has: str  # what its machine has, as offers.py reads it
+
+
+def seen(connection: Connection, agent_id: str, machine_id: str, now: float, **said: Any) -> Known:
+    """Note that an agent was heard, and what it said. Returns what is known of it.
 
     An agent may claim without having registered, and heartbeat without either.
     """
@@ -33,19 +48,24 @@ def seen(
     if row is None:
         values = {"id": agent_id, "machine_id": machine_id, "last_seen_at": now, **_BLANK, **said}
         connection.execute(insert(agents), values)
-        return said.get("max_workers")
+        return Known(said.get("max_workers"), said.get("has", ""))
+    if said.keys() == {"free"} and said["free"] == row.free:
+        said = {}
     if said or row.machine_id != machine_id or not 0 <= now - row.last_seen_at < SEEN_EVERY:
         values = {"machine_id": machine_id, "last_seen_at": now, **said}
         connection.execute(update(agents).where(agents.c.id == agent_id).values(values))
-    found: int | None = said.get("max_workers") or row.max_workers
-    return found
+    return Known(said.get("max_workers") or row.max_workers, said.get("has", row.has))
 
 
 _BLANK: Final = {"version": "", "hostname": "", "ip_address": ""}
 
 
 def register(
-    connection: Connection, call: schemas.Register, now: float, terms: Terms
+    connection: Connection,
+    call: schemas.Register,
+    now: float,
+    terms: Terms,
+    words: frozenset[Word],
 ) -> dict[str, Json]:
     said = {
         "version": call.version or "",
@@ -53,13 +73,15 @@ def register(
         "ip_address": call.ip_address or "",
         "agent_port": call.agent_port,
         "max_workers": call.max_workers or None,
+        "capabilities": " ".join(sorted(set(call.capabilities or ()))),
+        "has": offers.has(call),
         "registered_at": now,
     }
     seen(connection, call.agent_id, call.machine_id, now, **said)
     return {
         "status": "ok",
         "machine_id": call.machine_id,
-        "capabilities": [],
+        "capabilities": [word.value for word in Word if word in words],
         "limits": {"events": EVENTS, "bytes": EVENT_BYTES},
         "lease_sec": int(terms.lease_sec),
         "time": rfc3339(now),
@@ -114,40 +136,37 @@ def progress(
 def complete(
     connection: Connection, task_id: str, call: schemas.CompleteCall, now: float, terms: Terms
 ) -> dict[str, Json]:
-    event = completion(call)
+    event = completion(call, call.agent_id)
     task, effect = act(connection, task_id, event, now, terms, attempt_id=call.attempt_id)
     if effect.attempt:  # not a repeat
-        kept = [
-            {"attempt_id": call.attempt_id, "task_id": task_id, "stream": name, "data": text}
-            for name, text in (("stdout", call.stdout), ("stderr", call.stderr))
-            if text
-        ]
-        if kept:
-            connection.execute(
-                insert(outputs), [{**each, "data": str(each["data"]).encode()} for each in kept]
-            )
+        outputs.keep(connection, outputs.of_call(call, task_id))
     return {"task_id": task_id, "status": _status(task.status, effect)}
 
 
-def completion(call: schemas.CompleteCall) -> Complete:
+def completion(call: Ended, agent_id: str, told_at: float | None = None) -> Complete:
     """The event of a complete. Without a status, exit_code and error decide.
 
     An older agent says exit_code 0 with an error for a run that it lost at its restart.
     """
     done = call.exit_code in (0, None) and not call.error
     status = State(call.status) if call.status else State.COMPLETED if done else State.FAILED
-    exit_code = 0 if call.status is None and call.exit_code is None else call.exit_code
-    return Complete(
-        agent_id=call.agent_id,
-        status=status,
-        exit_code=exit_code,
-        signal=call.signal,
-        reason=call.reason,
-        error_code=call.error_code or 0,
-        error=call.error or "",
-        usage=None if call.usage is None else call.usage.model_dump_json(),
-        truncated=None if call.truncated is None else call.truncated.model_dump_json(),
-    )
+    found = outcome(call)
+    if call.status is None and call.exit_code is None:
+        found["exit_code"] = 0
+    return Complete(agent_id=agent_id, status=status, told_at=told_at, **found)
+
+
+def outcome(call: Ended | RunEvent) -> dict[str, Any]:
+    """How a run ended, as far as an agent says."""
+    return {
+        "exit_code": call.exit_code,
+        "signal": call.signal,
+        "reason": call.reason,
+        "error_code": call.error_code or 0,
+        "error": call.error or "",
+        "usage": None if call.usage is None else call.usage.model_dump_json(),
+        "truncated": None if call.truncated is None else call.truncated.model_dump_json(),
+    }
 
 
 def release(

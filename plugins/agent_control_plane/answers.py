@@ -41,6 +41,8 @@ class Run(Answered):
     machine_id: str
     started_at: Time
     ended_at: Time
+    agent_started_at: Time = Field(description="by the agent's clock")
+    agent_ended_at: Time = Field(description="by the agent's clock")
     exit_code: int | None
     signal: str | None
     reason: str | None
@@ -70,6 +72,11 @@ class TaskSummary(Answered):
     parent_id: str | None
     disconnect_grace: float
     on_lost_contact: str
+    depends_on: list[str]
+    user: str
+    labels: dict[str, str]
+    resources: dict[str, Any]
+    executor: str
     status: str
     retry_count: int
     created_at: str
@@ -113,10 +120,11 @@ class Deleted(Answered):
 class LogPiece(Answered):
     data: str
     encoding: Literal["utf-8", "base64"]
-    offset: int
+    offset: int = Field(description="of the piece; greater than asked where bytes are gone")
     next_offset: int
     eof: bool
-    dropped: int | None
+    dropped: int | None = Field(description="bytes gone before the piece; null = number unknown")
+    sha256: str | None = Field(description="with eof: of all bytes that were kept")
 
 
 class GrantedTask(Answered):
@@ -167,6 +175,27 @@ class Renewed(Answered):
 class Progressed(Answered):
     task_id: str
     progress: int | None
+
+
+class Command(Answered):
+    id: str
+    action: str
+    task_id: str
+    attempt_id: str
+    reason: str
+
+
+class EventResult(Answered):
+    code: int
+    message: str
+    lease_sec: int | None = None
+    lease_expires_at: str | None = None
+    regrant_at: str | None = None
+
+
+class EventsTaken(Answered):
+    results: list[EventResult] = Field(description="one for each event, by position")
+    commands: list[Command]
 
 
 class Moved(Answered):

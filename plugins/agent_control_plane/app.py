@@ -69,7 +69,7 @@ def _refusal(problem: Problem) -> Response:
     headers = dict(problem.headers)
     if problem.status == 503:
         headers.setdefault("Retry-After", "1")
-    body = envelope(code=problem.code, message=problem.message)
+    body = envelope(problem.data, code=problem.code, message=problem.message)
     return json_response(body, problem.status, headers)
 
 

@@ -23,6 +23,9 @@ class Start:
     """The run began."""
 
     agent_id: str
+    run_no: int = 0  # 0 = not told
+    began_at: float | None = None  # by the agent's clock
+    behind: bool = False  # the run did not wait for our answer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +57,32 @@ class Complete:
     error: str = ""
     usage: str | None = None  # JSON
     truncated: str | None = None  # JSON
+    told_at: float | None = None  # by the agent's clock
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """A run ended and another one of the same attempt follows."""
+
+    agent_id: str
+    run_no: int
+    exit_code: int | None = None
+    signal: str | None = None
+    reason: str | None = None
+    error_code: int = 0
+    error: str = ""
+    usage: str | None = None  # JSON
+    truncated: str | None = None  # JSON
+    next_run_at: float | None = None  # by our clock
+    told_at: float | None = None  # by the agent's clock
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shift:
+    """The run was suspended, or goes on."""
+
+    agent_id: str
+    status: State  # suspended or running
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,8 +108,29 @@ class Describe:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Settle:
+    """A task that it depends on has ended."""
+
+    completed: bool
+    words: str = ""  # if not: which one, and why
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Tick:
     """Time passed."""
 
 
-Event = Grant | Start | Renew | Progress | Complete | Release | Cancel | Describe | Tick
+Event = (
+    Grant
+    | Start
+    | Renew
+    | Progress
+    | Complete
+    | Run
+    | Shift
+    | Release
+    | Cancel
+    | Describe
+    | Settle
+    | Tick
+)

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Connection
 from starlette.requests import Request
 
-from agent_control_plane import agents, idempotency, queue, schemas, tasks
+from agent_control_plane import agents, batches, idempotency, queue, schemas, tasks
 from agent_control_plane.plane import Plane
 from agent_control_plane.states import Terms
 from agent_core.api.http import Call, Problem, Reply
@@ -23,7 +23,9 @@ class AgentCalls:
         self._plane = plane
 
     async def register(self, call: Call) -> Reply:
-        return await _write(self._plane, agents.register, call.body, self._plane.terms)
+        return await _write(
+            self._plane, agents.register, call.body, self._plane.terms, self._plane.words
+        )
 
     async def heartbeat(self, call: Call) -> Reply:
         return await _write(self._plane, agents.heartbeat, call.body)
@@ -37,12 +39,17 @@ class AgentCalls:
             request_id=body.request_id or "",
             older=_older(call.request),
             older_workers=self._plane.settings.older_agent_workers,
+            free=body.free,
         )
         now, terms = self._plane.clock.wall(), self._plane.terms
-        data = await self._plane.db.write(
+        granted = await self._plane.db.write(
             lambda connection: queue.claim(connection, asked, now, terms)
         )
-        return Reply(data=data, headers={"Cache-Control": "no-store"})
+        return Reply(data={"tasks": granted.tasks}, headers={"Cache-Control": "no-store"})
+
+    async def events(self, call: Call) -> Reply:
+        plane, body, now = self._plane, call.body, self._plane.clock.wall()
+        return Reply(data=await batches.taken(plane.db, body, now, plane.terms))
 
     def of_attempt(self, spoken: Spoken) -> Handler:
         plane = self._plane

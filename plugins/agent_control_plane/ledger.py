@@ -1,36 +1,32 @@
 """The book of tasks and attempts: load, apply, save; and the sweep of what time has changed."""
 
-from collections.abc import Iterable, Mapping
-from enum import Enum
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    FromClause,
-    Row,
-    Select,
-    Table,
-    Update,
-    bindparam,
-    select,
-    update,
-)
+from sqlalchemy import Connection, Row, bindparam, select
 
+from agent_control_plane import dependencies
+from agent_control_plane.db import several_write
 from agent_control_plane.events import Event, Tick
 from agent_control_plane.lifecycle import apply
-from agent_control_plane.states import Attempt, Effect, End, State, Task, Terms
+from agent_control_plane.rows import (
+    ATTEMPT_COLUMNS,
+    TASK_COLUMNS,
+    Change,
+    columns_with,
+    read_attempt,
+    read_task,
+    write,
+)
+from agent_control_plane.states import FINAL, Attempt, Effect, Task, Terms
 from agent_control_plane.tables import attempts, tasks
 from agent_core.api.http import Problem
 from agent_core.api.wire import Code
 
 SWEPT_AT_ONCE: Final = 100  # tasks in one transaction
 
-TASK_COLUMNS: Final = [tasks.c[name] for name in Task.__slots__]
-_ATTEMPT_COLUMNS: Final = [attempts.c[name].label(f"a_{name}") for name in Attempt.__slots__]
 _BY_ATTEMPT = (
-    select(*TASK_COLUMNS, *_ATTEMPT_COLUMNS)
+    select(*TASK_COLUMNS, *ATTEMPT_COLUMNS)
     .select_from(
         tasks.outerjoin(
             attempts,
@@ -40,31 +36,17 @@ _BY_ATTEMPT = (
     .where(tasks.c.id == bindparam("task"))
     .with_for_update(of=tasks)
 )
-
-
-OWN_ATTEMPT: Final = tasks.outerjoin(attempts, attempts.c.id == tasks.c.attempt_id)
-# From the few attempts that an agent holds to their tasks, not from all tasks that are held.
-OWN_TASK: Final = attempts.join(
-    tasks, (tasks.c.id == attempts.c.task_id) & (tasks.c.attempt_id == attempts.c.id)
-)
-
-
-def columns_with(*more: ColumnElement[Any], source: FromClause = OWN_ATTEMPT) -> Select[Any]:
-    """Each task with its own attempt, for read_task and read_attempt, and `more` in between."""
-    return (
-        select(*TASK_COLUMNS, *more, *_ATTEMPT_COLUMNS)
-        .select_from(source)
-        .with_for_update(of=tasks)
-    )
-
-
+_LOCK = select(tasks.c.seq).where(tasks.c.id == bindparam("task")).with_for_update()
 _BY_ID = columns_with().where(tasks.c.id == bindparam("task"))
-_DUE = (
-    columns_with()
+_DUE_NOW = (
+    select(tasks.c.seq)
     .where(tasks.c.wake_at <= bindparam("now"))
     .order_by(tasks.c.wake_at)
     .limit(SWEPT_AT_ONCE)
 )
+_LOCK_DUE = _DUE_NOW.with_for_update(skip_locked=True)
+_DUE = columns_with().where(tasks.c.seq.in_(_DUE_NOW))
+_THESE_DUE = columns_with().where(tasks.c.seq.in_(bindparam("seqs", expanding=True)))
 
 
 def act(
@@ -92,6 +74,8 @@ def load(
     connection: Connection, task_id: str, attempt_id: str | None = None
 ) -> tuple[Task, Attempt | None]:
     """A task, and the attempt named or its own. Raises Problem if there is no such task."""
+    if several_write(connection):  # or the attempt read with it may be older than the lock
+        connection.execute(_LOCK, {"task": task_id})
     if attempt_id is None:
         row = connection.execute(_BY_ID, {"task": task_id}).first()
     else:
@@ -105,58 +89,40 @@ def no_such_task(task_id: str) -> Problem:
     return Problem(Code.NO_SUCH_TASK, f"there is no task {task_id[:80]}")
 
 
-Change = tuple[Task, Attempt | None, Effect]
-
-
 def save(connection: Connection, *changes: Change) -> None:
-    """The columns that the effects name, and no others; alike ones in one go."""
-    _update_all(connection, tasks, [(task.id, effect.task) for task, _, effect in changes])
-    ended = [(attempt.id, effect.attempt) for _, attempt, effect in changes if attempt is not None]
-    _update_all(connection, attempts, ended)
-
-
-def _update_all(
-    connection: Connection, table: Table, changes: Iterable[tuple[str, Mapping[str, Any]]]
-) -> None:
-    alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row_id, columns in changes:
-        if columns:
-            alike.setdefault(tuple(columns), []).append({"_id": row_id, **plain(columns)})
-    for names, rows in alike.items():
-        connection.execute(_update(table, names), rows[0] if len(rows) == 1 else rows)
+    """The columns that the effects name; and what the end of a task means for those that wait."""
+    write(connection, *changes)
+    ended = [
+        (task, effect.task["ended_at"])
+        for task, _, effect in changes
+        if (task.unmet or task.awaited) and effect.task.get("status") in FINAL
+    ]
+    if ended:
+        now = max(moment for _, moment in ended)
+        dependencies.ended(connection, [task for task, _ in ended], now)
 
 
 def sweep(connection: Connection, now: float, terms: Terms) -> int:
-    """Give time its due: leases over, retries due. Returns how many tasks it looked at."""
+    """Give time its due: leases over, retries due, ends that not all who wait have heard of.
+
+    Returns how many tasks it looked at.
+    """
     changes: list[Change] = []
-    for row in connection.execute(_DUE, {"now": now}):
+    untold: list[str] = []
+    for row in _due(connection, now):
         task, attempt = read_task(row), read_attempt(row)
-        changes.append((task, attempt, apply(task, attempt, Tick(), now, terms)))
+        if task.status in FINAL:
+            untold.append(task.id)
+        else:
+            changes.append((task, attempt, apply(task, attempt, Tick(), now, terms)))
     save(connection, *changes)
-    return len(changes)
+    told = dependencies.tell(connection, untold, now) if untold else 0
+    return max(len(changes) + len(untold), SWEPT_AT_ONCE if told >= dependencies.PIECE else 0)
 
 
-def read_task(row: Row[Any]) -> Task:
-    values = row[: len(TASK_COLUMNS)]
-    found = dict(zip(Task.__slots__, values, strict=True))
-    return Task(**{**found, "status": State(found["status"])})
-
-
-def read_attempt(row: Row[Any]) -> Attempt | None:
-    found = dict(zip(Attempt.__slots__, row[-len(_ATTEMPT_COLUMNS) :], strict=True))
-    if found["id"] is None:
-        return None
-    end = None if found["end"] is None else End(found["end"])
-    return Attempt(**{**found, "older": bool(found["older"]), "end": end})
-
-
-def plain(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as any driver takes them: enums by their value."""
-    return {k: v.value if isinstance(v, Enum) else v for k, v in changes.items()}
-
-
-# Each move has its own few columns: as many statements as moves, each compiled once.
-@lru_cache(maxsize=512)
-def _update(table: Table, columns: tuple[str, ...]) -> Update:
-    values: dict[str, Any] = {name: bindparam(name) for name in columns}
-    return update(table).where(table.c.id == bindparam("_id")).values(values)
+def _due(connection: Connection, now: float) -> Sequence[Row[Any]]:
+    """Locked, without those that another server looks at already."""
+    if not several_write(connection):
+        return connection.execute(_DUE, {"now": now}).all()
+    seqs = connection.execute(_LOCK_DUE, {"now": now}).scalars().all()
+    return connection.execute(_THESE_DUE, {"seqs": seqs}).all() if seqs else ()

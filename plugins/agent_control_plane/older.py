@@ -7,6 +7,7 @@ from typing import Final
 from agent_core.api.wire import Json
 
 # They know no `script`: its text, or the file it names, is run by its #! line, or by bash.
+_UNKNOWN: Final = frozenset({"depends_on", "user", "labels", "resources", "executor"})
 _SCRIPT: Final = """\
 dir=$(mktemp -d) || exit 1
 trap 'rm -rf "$dir"' EXIT
@@ -21,8 +22,9 @@ def older_task(task: dict[str, Json]) -> dict[str, Json]:
 
     Retries, order and waiting are the server's: theirs lose results.
     """
+    known = {name: value for name, value in task.items() if name not in _UNKNOWN}
     return {
-        **task,
+        **known,
         "command": bash_command(task),
         "env_vars": task["env"],
         "timeout": math.ceil(task["timeout"]),

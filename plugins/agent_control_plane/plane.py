@@ -14,9 +14,11 @@ from agent_control_plane.settings import ServerSettings
 from agent_control_plane.tasks import Gauge
 from agent_core import log
 from agent_core.api.http import Problem
+from agent_core.api.wire import Word
 from agent_core.clock import Clock
 
 SWEEP_EVERY: Final = 5.0  # seconds; a claim sweeps too, so nobody waits for this
+SPOKEN: Final = frozenset({Word.EVENTS})
 FORGET_EVERY: Final = 600.0  # seconds
 
 
@@ -26,6 +28,7 @@ class Plane:
     def __init__(self, settings: ServerSettings, database: Database, clock: Clock) -> None:
         self.settings = settings
         self.terms = settings.terms()
+        self.words = frozenset(settings.extensions) & SPOKEN
         self.db = database
         self.clock = clock
         self.gauge = Gauge(settings.max_queue)

@@ -4,53 +4,25 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert, select, union_all
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select
 
-from agent_control_plane import agents
+from agent_control_plane import agents, offers, schemas
+from agent_control_plane.choice import URGENCY, WIRE, chosen
 from agent_control_plane.events import Grant, Renew
-from agent_control_plane.ledger import (
-    OWN_TASK,
-    Change,
-    columns_with,
-    plain,
-    read_attempt,
-    read_task,
-    save,
-)
+from agent_control_plane.ledger import save
 from agent_control_plane.ledger import sweep as give_time_its_due
 from agent_control_plane.lifecycle import apply, granted
+from agent_control_plane.needs import Offer
 from agent_control_plane.older import older_task
-from agent_control_plane.states import Attempt, Task, Terms
+from agent_control_plane.rows import OWN_TASK, Change, columns_with, plain, read_attempt, read_task
+from agent_control_plane.states import Attempt, Terms
 from agent_control_plane.tables import attempts, tasks
-from agent_control_plane.views import DESCRIPTION, granted_task
+from agent_control_plane.views import granted_task
 from agent_core.api.wire import Code, Json
 
 MOST: Final = 100  # tasks in one answer
 UNBEGUN_KEPT: Final = 86400.0  # seconds that an attempt which never began is remembered
 
-_SENT: Final = (*DESCRIPTION, "parent_id", "created_at", "assigned_at", "assigned_agent_id")
-_WIRE: Final = [tasks.c[name] for name in _SENT if name not in Task.__slots__]
-
-
-def _waiting(ready_for: str) -> Select[Any]:
-    """The most urgent for one machine, or for any: each straight from the index."""
-    order = (tasks.c.priority, tasks.c.created_at, tasks.c.seq)
-    found = (
-        select(*order)
-        .where(tasks.c.ready_for == bindparam(ready_for))
-        .order_by(*order)
-        .limit(bindparam("most"))
-        .subquery()
-    )
-    return select(found)
-
-
-_BOTH = union_all(_waiting("any"), _waiting("mine")).subquery()
-_NEXT = select(_BOTH.c.seq).order_by(_BOTH.c.priority, _BOTH.c.created_at, _BOTH.c.seq)
-_URGENCY = (tasks.c.priority, tasks.c.created_at, tasks.c.seq)
-_CANDIDATES = (
-    columns_with(*_WIRE).where(tasks.c.seq.in_(_NEXT.limit(bindparam("most")))).order_by(*_URGENCY)
-)
 # An attempt that is not ended and whose task nobody else may claim: it is held.
 _IS_HELD = (
     (attempts.c.agent_id == bindparam("agent"))
@@ -58,9 +30,9 @@ _IS_HELD = (
     & tasks.c.ready_for.is_(None)
 )
 _SAME_CLAIM = (
-    columns_with(*_WIRE, source=OWN_TASK)
+    columns_with(*WIRE, source=OWN_TASK)
     .where(_IS_HELD & (attempts.c.request_id == bindparam("request")))
-    .order_by(*_URGENCY)
+    .order_by(*URGENCY)
 )
 _COUNT_HELD = select(func.count()).select_from(OWN_TASK).where(_IS_HELD)
 
@@ -74,21 +46,33 @@ class Asked(NamedTuple):
     request_id: str  # "" = cannot be repeated
     older: bool
     older_workers: int  # of an older agent that never said how many it has
+    free: schemas.Free | None = None
 
 
-def claim(connection: Connection, asked: Asked, now: float, terms: Terms) -> dict[str, Json]:
+class Granted(NamedTuple):
+    """What a claim brings."""
+
+    tasks: list[dict[str, Json]]
+    offer: Offer  # what the agent would take, where it took nothing
+
+
+def claim(connection: Connection, asked: Asked, now: float, terms: Terms) -> Granted:
     """At most `limit` tasks, each to this agent alone; the same request_id again the same ones."""
-    workers = agents.seen(connection, asked.agent_id, asked.machine_id, now)
+    free = "" if asked.older else offers.free(asked.free)
+    known = agents.seen(connection, asked.agent_id, asked.machine_id, now, free=free)
     give_time_its_due(connection, now, terms)
+    most = min(asked.limit, MOST)
+    if asked.older:
+        # They start whatever they are given, so they are given what may run at once.
+        held = connection.execute(_COUNT_HELD, {"agent": asked.agent_id}).scalar() or 0
+        most = max(0, min(most, (known.max_workers or asked.older_workers) - held))
+        offer = Offer(machine_id=asked.machine_id, limit=most)
+    else:
+        offer = offers.offer(asked.machine_id, known.has, free, most)
     found = _repeated(connection, asked, now, terms) if asked.request_id else []
-    if not found:
-        most = min(asked.limit, MOST)
-        if asked.older:
-            # They start whatever they are given, so they are given what may run at once.
-            held = connection.execute(_COUNT_HELD, {"agent": asked.agent_id}).scalar() or 0
-            most = min(most, (workers or asked.older_workers) - held)
-        found = _grant(connection, asked, most, now, terms) if most > 0 else []
-    return {"tasks": [older_task(task) if asked.older else task for task in found]}
+    if not found and (most > 0 or offer.urgent_at_most is not None):
+        found = _grant(connection, asked, offer, now, terms)
+    return Granted([older_task(task) if asked.older else task for task in found], offer)
 
 
 def _repeated(
@@ -114,11 +98,9 @@ def _repeated(
 
 
 def _grant(
-    connection: Connection, asked: Asked, most: int, now: float, terms: Terms
+    connection: Connection, asked: Asked, offer: Offer, now: float, terms: Terms
 ) -> list[dict[str, Json]]:
-    rows = connection.execute(
-        _CANDIDATES, {"any": "", "mine": asked.machine_id, "most": most}
-    ).all()
+    rows = chosen(connection, offer, max(offer.limit, 1))
     found: list[dict[str, Json]] = []
     changes: list[Change] = []
     made: list[dict[str, Any]] = []

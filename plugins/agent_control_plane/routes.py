@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 from starlette.requests import Request
 
-from agent_control_plane import agents, answers, schemas
+from agent_control_plane import agents, answers, event_schemas, schemas
 from agent_control_plane.handlers import AgentCalls, Handler, UserCalls
 from agent_control_plane.plane import Plane
 from agent_core.api.http import Call, Endpoint, Problem, Reply, Tokens, bearer
-from agent_core.api.wire import AGENT_BODY_LIMIT, USER_BODY_LIMIT, Code
+from agent_core.api.wire import AGENT_BODY_LIMIT, USER_BODY_LIMIT, Code, Word
 
 API = "/api/v1"
 _OF_ATTEMPT = (Code.ATTEMPT_LOST, Code.TASK_FINAL)
@@ -61,7 +61,14 @@ def _agent_routes(plane: Plane) -> list[Endpoint]:
         )
 
     say = calls.of_attempt
+    spoken = {
+        Word.EVENTS: [
+            row("events", calls.events, "What happened to many attempts, an answer for each.",
+                (event_schemas.Events, answers.EventsTaken), (Code.TOO_LARGE,)),
+        ],
+    }  # fmt: skip
     return [
+        *(each for word in Word if word in plane.words for each in spoken.get(word, ())),
         row("register", calls.register, "Say who you are; learn the server's terms.",
             (schemas.Register, answers.Registered)),
         row("heartbeat", calls.heartbeat, "Say that you live, and how busy the machine is.",

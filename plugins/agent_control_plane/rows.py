@@ -15,13 +15,12 @@ from sqlalchemy import (
     Table,
     Update,
     bindparam,
-    insert,
     select,
     update,
 )
 
 from agent_control_plane.states import Attempt, Effect, End, State, Task
-from agent_control_plane.tables import attempts, runs, tasks
+from agent_control_plane.tables import attempts, tasks
 
 TASK_COLUMNS: Final = [tasks.c[name] for name in Task.__slots__]
 ATTEMPT_COLUMNS: Final = [attempts.c[name].label(f"a_{name}") for name in Attempt.__slots__]
@@ -53,8 +52,6 @@ def write(connection: Connection, *changes: Change) -> None:
     _update_all(connection, tasks, [(task.id, effect.task) for task, _, effect in changes])
     ended = [(attempt.id, effect.attempt) for _, attempt, effect in changes if attempt is not None]
     _update_all(connection, attempts, ended)
-    if made := [dict(effect.run) for _, _, effect in changes if effect.run is not None]:
-        connection.execute(insert(runs), made)
 
 
 def _update_all(

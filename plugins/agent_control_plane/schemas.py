@@ -5,9 +5,19 @@ import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
+from agent_control_plane import needs
+from agent_core import resources
 from agent_core.api.wire import REPLACEMENT
 
 ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
@@ -61,7 +71,7 @@ def _variable(name: str) -> str:
     return name
 
 
-def _cut_message(text: str) -> str:
+def cut_message(text: str) -> str:
     return text.replace("\0", REPLACEMENT)[:500]
 
 
@@ -87,6 +97,27 @@ Note = Annotated[str, AfterValidator(lambda text: _replace_nul(text)[:255])]
 # From agents.
 
 
+class Gpu(FromAgent):
+    name: Note | None = None
+    memory: int | None = Field(None, ge=0, le=INT64, description="bytes in all; null: not known")
+
+
+class FreeResources(FromAgent):
+    gpus: list[Gpu] | None = Field(None, max_length=resources.MOST_GPUS)
+    cpus: float | None = Field(None, ge=0)
+    memory: int | None = Field(None, ge=0, le=INT64, description="bytes")
+
+
+class Free(FromAgent):
+    """What nobody uses; what is not told is not there for a task that asks for it."""
+
+    slots: int = Field(0, ge=0, le=100_000)
+    resources: FreeResources | None = None
+    urgent_at_most: int | None = Field(
+        None, description="with limit 0: a task of this priority or a more urgent one makes room"
+    )
+
+
 class Register(FromAgent):
     agent_id: Name
     machine_id: Name
@@ -95,6 +126,12 @@ class Register(FromAgent):
     ip_address: Note | None = None
     agent_port: int | None = Field(None, ge=0, le=65535)
     max_workers: int | None = Field(None, ge=0, le=100_000)
+    capabilities: list[Word] | None = Field(None, max_length=100)
+    labels: dict[Note, Note] | None = Field(None, max_length=1000)
+    executors: list[Note] | None = Field(None, max_length=100)
+    gpus: list[Gpu] | None = Field(None, max_length=resources.MOST_GPUS)
+    cpus: float | None = Field(None, ge=0, description="that tasks may use, in all")
+    memory: int | None = Field(None, ge=0, le=INT64, description="bytes in all")
 
 
 class Heartbeat(FromAgent):
@@ -108,6 +145,7 @@ class Claim(FromAgent):
     machine_id: Name
     limit: int = Field(10, ge=0, le=100_000)
     request_id: Annotated[str, Field(max_length=255), AfterValidator(_no_nul)] | None = None
+    free: Free | None = None
 
 
 class OfAttempt(FromAgent):
@@ -125,7 +163,7 @@ class RenewCall(OfAttempt):
 
 class ProgressCall(OfAttempt):
     percent: int | None = Field(None, ge=0, le=100)
-    message: Annotated[str, AfterValidator(_cut_message)] | None = None
+    message: Annotated[str, AfterValidator(cut_message)] | None = None
 
 
 class Usage(FromAgent):
@@ -161,6 +199,37 @@ class ReleaseCall(OfAttempt):
 
 # From users.
 
+MOST_DEPENDENCIES = 1000  # of one task
+MOST_LABELS = 32
+LABEL = r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,62})$"
+EXECUTOR = r"^([a-z][a-z0-9_]{0,63})?$"
+_RESOURCES = {
+    "type": "object",
+    "properties": {
+        "gpus": {"type": "integer", "minimum": 0, "maximum": resources.MOST_GPUS},
+        "gpu": {"type": "string", "maxLength": 128, "description": "part of the model's name"},
+        "gpu_memory": {"type": ["integer", "string"], "description": "bytes, or such as 20GiB"},
+        "cpus": {"type": "number", "minimum": 0, "maximum": resources.MOST_CPUS},
+        "memory": {"type": ["integer", "string"], "description": "bytes, or such as 8GiB"},
+    },
+    "additionalProperties": False,
+}
+
+
+def _asked(value: object) -> object:
+    """In the one form that is stored: sizes in bytes, nothing that is not asked for."""
+    try:
+        return resources.as_json(resources.read(value))
+    except ValueError as error:
+        raise _wrong(str(error).removeprefix("resources: ")) from None
+
+
+def _each_once(ids: list[str]) -> list[str]:
+    for place, task_id in enumerate(ids):
+        if task_id in ids[:place]:
+            raise _wrong(f"names {task_id} twice")
+    return ids
+
 
 class Description(FromUser):
     """A task as somebody asks for it."""
@@ -185,6 +254,35 @@ class Description(FromUser):
         None, ge=0, le=YEARS, description="seconds after its lease; null = the server's setting"
     )
     on_lost_contact: Literal["keep", "stop"] = "keep"
+    depends_on: Annotated[
+        list[Annotated[str, Field(pattern=ID)]],
+        Field(max_length=MOST_DEPENDENCIES),
+        AfterValidator(_each_once),
+    ] = Field(default_factory=list, description="tasks that must have completed before it runs")
+    user: Annotated[Plain, Field(max_length=255)] = Field("", description="who submits it")
+    labels: dict[Annotated[str, Field(pattern=LABEL)], Annotated[Plain, Field(max_length=255)]] = (
+        Field(
+            default_factory=dict, max_length=MOST_LABELS, description="that its machine must have"
+        )
+    )
+    resources: Annotated[dict[str, Any], BeforeValidator(_asked), WithJsonSchema(_RESOURCES)] = (
+        Field(default_factory=dict)
+    )
+    executor: Annotated[str, Field(pattern=EXECUTOR)] = Field(
+        "", description='the plugin that must run it; "" = the machine\'s first'
+    )
+
+    @model_validator(mode="after")
+    def _bounded_needs(self) -> "Description":
+        if len(self.needs.encode()) > needs.MOST_BYTES:
+            raise _wrong(
+                f"labels, resources and executor are at most {needs.MOST_BYTES} bytes together"
+            )
+        return self
+
+    @property
+    def needs(self) -> str:
+        return needs.written(self.labels, resources.read(self.resources), self.executor)
 
 
 class CancelCall(FromUser):
@@ -209,6 +307,7 @@ class ListQuery(FromUser):
         ]
     ] = Field(default_factory=list, max_length=16)
     machine: Annotated[Plain, Field(max_length=255)] = ""
+    user: Annotated[Plain, Field(max_length=255)] = ""
     name: Annotated[Plain, Field(max_length=255)] = Field("", description="a prefix")
     after: Annotated[str, Field(max_length=40)] = Field("", description="next_cursor of a page")
     limit: int = Field(50, ge=1, le=200)

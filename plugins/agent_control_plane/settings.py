@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from agent_control_plane.states import Terms
+from agent_core.api.wire import Word
 from agent_core.sections import Duration, SecretText, Section, Text
 
 
@@ -51,6 +52,9 @@ class ServerSettings(Section):
     """Tasks at once for an older agent that does not register its max_workers."""
     max_queue: int = Field(100_000, ge=1, le=10_000_000)
     """Tasks that are not final; more are refused until some have ended."""
+
+    extensions: tuple[Word, ...] = Field(tuple(Word))
+    """Words of the protocol that agents may use: events, wait, commands, logs."""
 
     def terms(self) -> Terms:
         return Terms(

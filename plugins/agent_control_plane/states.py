@@ -59,6 +59,10 @@ class Task:
     cancel_requested_at: float | None
     cancel_reason: str
     due_at: float | None  # a retry waits until then
+    unmet: int  # dependencies that are not completed yet
+    awaited: int  # 1 = others depend on it; once it is final: and may not have been told
+    held_as: State | None  # where it stood before its lease ran out, in case its agent comes back
+    watched_until: float | None  # somebody reads its output as it comes
     ready_for: str | None  # derived: claimable by this machine ("" = any); None = not claimable
     wake_at: float | None  # derived: when time alone changes this task
 
@@ -69,12 +73,22 @@ class Attempt:
 
     id: str
     agent_id: str
+    machine_id: str
     older: bool  # granted to an agent whose retries are the server's
     lease_expires_at: float
     regrant_at: float
-    started_at: float | None
+    started_at: float | None  # of the run in progress, or the last one; None between two runs
+    began_at: float | None  # the same moment by the agent's clock
     ended_at: float | None
     end: End | None
+    run_no: int  # of the last run that was told of; 0 = none, or told without a number
+    stream: str  # of events, that the last one came by
+    last_seq: int  # in it; what is not above it has been taken
+    logged: bool  # output came while it ran
+
+    @property
+    def began(self) -> bool:
+        return self.started_at is not None or self.run_no > 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,3 +99,4 @@ class Effect:
     message: str = ""
     task: Mapping[str, Any] = field(default_factory=dict)
     attempt: Mapping[str, Any] = field(default_factory=dict)
+    run: Mapping[str, Any] | None = None  # one that ended and is followed by another

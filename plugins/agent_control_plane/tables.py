@@ -269,6 +269,8 @@ class AgentRow(Row, table=True):
     max_workers: int | None = _number(optional=True)  # None = it never said
     metrics: str | None = _text(optional=True)  # JSON
     capabilities: str = _said()  # words of the protocol that it speaks, by spaces
+    has: str = _said()  # JSON of what its machine has in all, as it registered
+    free: str = _said()  # JSON of what was free at its last claim
     registered_at: float | None = _seconds()
     last_seen_at: float = _seconds(optional=False)
 

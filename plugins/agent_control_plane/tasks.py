@@ -1,6 +1,5 @@
 """What users do with tasks, from submit to reading the output."""
 
-import base64
 import json
 import uuid
 from collections.abc import Mapping
@@ -8,34 +7,21 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select
 
-from agent_control_plane import schemas
+from agent_control_plane import dependencies, history, reading, schemas
 from agent_control_plane.events import Cancel, Describe
 from agent_control_plane.ledger import act, load, no_such_task
-from agent_control_plane.states import FINAL, HELD, End, State, Terms
-from agent_control_plane.tables import attempts, outputs, tasks
-from agent_control_plane.views import DESCRIPTION, from_json, run, summary
+from agent_control_plane.states import FINAL, HELD, State, Terms
+from agent_control_plane.tables import attempts, outputs, runs, tasks
+from agent_control_plane.views import DESCRIPTION, run, summary
 from agent_core.api.http import Problem
 from agent_core.api.wire import Code, Json
 
-PIECE: Final = 2**20  # bytes of output in one answer
-RUNS_SHOWN: Final = 1000  # of one task, the newest
 _OPEN: Final = [state.value for state in State if state not in FINAL]
 
 _VIEW = select(tasks, attempts.c.lease_expires_at, attempts.c.regrant_at).select_from(
     tasks.outerjoin(attempts, attempts.c.id == tasks.c.attempt_id)
 )
 _ONE = _VIEW.where(tasks.c.id == bindparam("task"))
-_RUNS = (
-    select(attempts)
-    .where(attempts.c.task_id == bindparam("task"))
-    # What began; and an older agent's result although its start was refused.
-    .where(
-        attempts.c.started_at.is_not(None)
-        | ((attempts.c.end == End.COMPLETED.value) & attempts.c.exit_code.is_not(None))
-    )
-    .order_by(attempts.c.granted_at.desc(), attempts.c.id)
-    .limit(RUNS_SHOWN)
-)
 _COUNT_OPEN = select(func.count()).select_from(tasks).where(tasks.c.status.in_(_OPEN))
 
 
@@ -65,7 +51,8 @@ def submit(
     if connection.execute(select(tasks.c.seq).where(tasks.c.id == task_id)).first() is not None:
         raise Problem(Code.CONFLICT, f"id: a task {task_id} exists already; name another, or none")
     gauge.admit(connection)
-    _insert(connection, {**_described(body), "id": task_id}, now)
+    wait = dependencies.look_up(connection, body.depends_on)
+    _insert(connection, {**_described(body), "id": task_id}, wait, now)
     return look(connection, task_id, now, terms)
 
 
@@ -80,8 +67,12 @@ def retry(
         )
     gauge.admit(connection)
     new_id = str(uuid.uuid4())
-    described = {name: row[name] for name in DESCRIPTION}
-    _insert(connection, {**described, "id": new_id, "parent_id": task_id}, now)
+    # What it once waited for had completed if it ever ran, also where that is deleted since.
+    wait = dependencies.look_up(
+        connection, json.loads(row["depends_on"]), gone=row["assigned_at"] is not None
+    )
+    described = {name: row[name] for name in (*DESCRIPTION, "needs")}
+    _insert(connection, {**described, "id": new_id, "parent_id": task_id}, wait, now)
     return look(connection, new_id, now, terms)
 
 
@@ -91,14 +82,20 @@ def _described(body: schemas.Description) -> dict[str, Any]:
         "args": json.dumps(body.args),
         "env": json.dumps(body.env),
         "exec": int(body.exec),
+        "depends_on": json.dumps(body.depends_on),
+        "labels": json.dumps(body.labels, sort_keys=True),
+        "resources": json.dumps(body.resources),
+        "needs": body.needs,
     }
 
 
-def _insert(connection: Connection, described: Mapping[str, Any], now: float) -> None:
+def _insert(
+    connection: Connection, described: Mapping[str, Any], wait: dependencies.Wait, now: float
+) -> None:
     blank = {
         **dict.fromkeys(("assigned_agent_id", "assigned_machine_id", "cancel_reason"), ""),
         **dict.fromkeys(("progress_message", "error"), ""),
-        **dict.fromkeys(("retry_count", "lost_attempts", "error_code"), 0),
+        **dict.fromkeys(("retry_count", "lost_attempts", "error_code", "awaited"), 0),
     }
     values = {
         "parent_id": None,
@@ -106,9 +103,11 @@ def _insert(connection: Connection, described: Mapping[str, Any], now: float) ->
         **described,
         "created_at": now,
         "status": State.PENDING.value,
-        "ready_for": described["machine_id"],
+        "unmet": wait.unmet,
+        "ready_for": None if wait.unmet else described["machine_id"],
     }
     connection.execute(insert(tasks), values)
+    dependencies.enter(connection, described["id"], wait, now)
 
 
 def listed(
@@ -121,6 +120,8 @@ def listed(
     if query.machine:
         where = (tasks.c.assigned_machine_id == query.machine) & (tasks.c.status != "pending")
         statement = statement.where(where | (tasks.c.machine_id == query.machine))
+    if query.user:
+        statement = statement.where(tasks.c.user == query.user)
     if query.name:  # not LIKE: it minds case on one database and not on the other
         statement = statement.where(func.substr(tasks.c.name, 1, len(query.name)) == query.name)
     if query.after:
@@ -138,15 +139,16 @@ def listed(
 def look(connection: Connection, task_id: str, now: float, terms: Terms) -> dict[str, Json]:
     """One task with its output and its runs."""
     row = _row(connection, task_id)
-    runs = [dict(each) for each in connection.execute(_RUNS, {"task": task_id}).mappings()][::-1]
-    ended = State(row["status"]) in FINAL
-    texts = _texts(connection, row["attempt_id"]) if ended and row["attempt_id"] else {}
+    told = history.of_task(connection, task_id)
     return {
         **summary(row, terms.disconnect_grace, now),
-        "stdout": texts.get("stdout", b"").decode(),
-        "stderr": texts.get("stderr", b"").decode(),
-        "runs": [run(each, number) for number, each in enumerate(runs, 1)],
+        **reading.result(connection, row),
+        "runs": [run(each, number) for number, each in enumerate(told, 1)],
     }
+
+
+def output(connection: Connection, task_id: str, query: schemas.LogsQuery) -> dict[str, Json]:
+    return reading.output(connection, _row(connection, task_id), query)
 
 
 def _row(connection: Connection, task_id: str) -> Mapping[str, Any]:
@@ -156,18 +158,18 @@ def _row(connection: Connection, task_id: str) -> Mapping[str, Any]:
     return dict(row)
 
 
-def _texts(connection: Connection, attempt_id: str) -> dict[str, bytes]:
-    query = select(outputs.c.stream, outputs.c.data).where(outputs.c.attempt_id == attempt_id)
-    return {row.stream: row.data for row in connection.execute(query)}
-
-
 def describe(
     connection: Connection, task_id: str, body: schemas.Description, now: float, terms: Terms
 ) -> dict[str, Json]:
     """Replace the whole description of a task that nobody holds."""
     if body.id not in (None, task_id):
         raise Problem(Code.INVALID, f"id: {body.id} is not the task of this address, {task_id}")
-    act(connection, task_id, Describe(columns=_described(body)), now, terms)
+    wait = dependencies.look_up(connection, body.depends_on)
+    columns = {**_described(body), "unmet": wait.unmet}
+    act(connection, task_id, Describe(columns=columns), now, terms)
+    dependencies.forget(connection, task_id)
+    dependencies.refuse_circle(connection, task_id, wait)
+    dependencies.enter(connection, task_id, wait, now)
     return look(connection, task_id, now, terms)
 
 
@@ -182,48 +184,13 @@ def remove(connection: Connection, task_id: str) -> dict[str, Json]:
     task, _ = load(connection, task_id)
     if task.status in HELD:
         raise Problem(Code.CONFLICT, "an agent holds the task; cancel it first")
-    connection.execute(delete(outputs).where(outputs.c.task_id == task_id))
-    connection.execute(delete(attempts).where(attempts.c.task_id == task_id))
+    if waiting := dependencies.waiting_for(connection, task_id):
+        raise Problem(
+            Code.CONFLICT, f"task {waiting[:80]} waits for it; cancel or delete that one first"
+        )
+    if task.unmet:
+        dependencies.forget(connection, task_id)
+    for table in (outputs, runs, attempts):
+        connection.execute(delete(table).where(table.c.task_id == task_id))
     connection.execute(delete(tasks).where(tasks.c.id == task_id))
     return {"id": task_id}
-
-
-def output(connection: Connection, task_id: str, query: schemas.LogsQuery) -> dict[str, Json]:
-    """A piece of what one run wrote, cut between characters."""
-    task = _row(connection, task_id)
-    runs = connection.execute(_RUNS, {"task": task_id}).mappings().all()[::-1]
-    final = State(task["status"]) in FINAL
-    if query.run is not None and query.run > len(runs) and (final or query.run > len(runs) + 1):
-        raise Problem(Code.INVALID, f"run: {query.run} is not there; {len(runs)} began so far")
-    chosen = runs[-1] if runs and query.run is None else None
-    if query.run is not None and query.run <= len(runs):
-        chosen = runs[query.run - 1]
-    if chosen is None:  # a task that never ran may have said something all the same
-        attempt_id, over, truncated = task["attempt_id"], final, task["truncated"]
-    else:
-        attempt_id, over = chosen["id"], chosen["ended_at"] is not None
-        truncated = chosen["truncated"]
-    # What a single call brings is there as a whole, or not yet.
-    data = _texts(connection, attempt_id).get(query.stream, b"") if attempt_id and over else b""
-    dropped = (from_json(truncated) or {}).get(query.stream, 0)
-    return {**_piece(data, query.offset, over), "dropped": dropped}
-
-
-def _piece(data: bytes, offset: int, over: bool) -> dict[str, Json]:
-    if offset > len(data):
-        raise Problem(Code.INVALID, f"offset: {offset} is beyond the end, {len(data)}")
-    end = min(offset + PIECE, len(data))
-    while offset < end < len(data) and data[end] & 0xC0 == 0x80:
-        end -= 1  # not within a character
-    piece = data[offset:end]
-    try:
-        text, encoding = piece.decode(), "utf-8"
-    except UnicodeDecodeError:  # an offset within a character
-        text, encoding = base64.b64encode(piece).decode(), "base64"
-    return {
-        "data": text,
-        "encoding": encoding,
-        "offset": offset,
-        "next_offset": end,
-        "eof": over and end == len(data),
-    }

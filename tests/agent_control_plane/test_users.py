@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -251,8 +252,8 @@ async def test_a_retry_is_a_new_task_with_a_parent(house: House) -> None:
 async def test_output_is_empty_and_open_until_the_run_ended(house: House) -> None:
     task = await house.user.submit()
     path = f"/{task['id']}/logs"
-    empty = {"data": "", "encoding": "utf-8", "offset": 0, "next_offset": 0}
-    assert await house.user.call("GET", path) == (0, {**empty, "eof": False, "dropped": 0})
+    empty = {"data": "", "encoding": "utf-8", "offset": 0, "next_offset": 0, "dropped": 0}
+    assert await house.user.call("GET", path) == (0, {**empty, "eof": False, "sha256": None})
     held = await house.agent().one()
     await house.agent().start(held)
     assert (await house.user.call("GET", path, params={"run": 1}))[1]["eof"] is False
@@ -260,7 +261,7 @@ async def test_output_is_empty_and_open_until_the_run_ended(house: House) -> Non
     assert (await house.user.call("GET", path))[1]["data"] == "out"
     assert await house.user.call("GET", path, params={"stream": "stderr"}) == (
         0,
-        {**empty, "eof": True, "dropped": 0},
+        {**empty, "eof": True, "sha256": hashlib.sha256(b"").hexdigest()},
     )
 
 
@@ -270,13 +271,21 @@ async def test_output_is_read_piece_by_piece_between_characters(house: House) ->
     path, offset, got = f"/{task['id']}/logs", 0, ""
     while True:
         _, piece = await house.user.call("GET", path, params={"offset": offset})
-        assert (piece["encoding"], piece["offset"], piece["dropped"]) == ("utf-8", offset, 12)
+        assert (piece["encoding"], piece["offset"]) == ("utf-8", offset)
+        assert piece["dropped"] == (12 if piece["eof"] else 0)  # nobody knows where
         got += piece["data"]
         offset = piece["next_offset"]
         if piece["eof"]:
             break
     assert got == text
-    assert (await house.user.call("GET", path, params={"offset": offset + 1}))[0] == 30005
+    assert piece["sha256"] == hashlib.sha256(text.encode()).hexdigest()
+
+
+async def test_an_offset_beyond_the_end_is_refused(house: House) -> None:
+    path = f"/{(await finished(house, stdout='out'))['id']}/logs"
+    _, piece = await house.user.call("GET", path, params={"offset": 3})
+    assert (piece["data"], piece["eof"]) == ("", True)
+    assert (await house.user.call("GET", path, params={"offset": 4}))[0] == 30005
 
 
 async def test_an_offset_within_a_character_is_answered_in_base64(house: House) -> None:

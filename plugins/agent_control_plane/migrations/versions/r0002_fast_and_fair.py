@@ -51,6 +51,8 @@ def upgrade() -> None:
     add(
         "agents",
         text("capabilities", before=""),
+        text("has", before=""),
+        text("free", before=""),
     )
     op.create_table(
         "runs",

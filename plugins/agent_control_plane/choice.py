@@ -1,0 +1,184 @@
+"""Which waiting tasks a claim is given: the most urgent of each line that fits, until all is used.
+
+A line is the tasks that are ready for the same machine and need the same. However many wait in it,
+a claim looks at its head; where nothing of it fits, it is passed over as a whole.
+"""
+
+import heapq
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Connection, Row, Select, bindparam, select
+
+from agent_control_plane import needs
+from agent_control_plane.needs import Offer
+from agent_control_plane.rows import columns_with
+from agent_control_plane.states import Task
+from agent_control_plane.tables import tasks
+from agent_control_plane.views import DESCRIPTION
+from agent_core.resources import Free, fitting, without
+
+MOST_LINES: Final = 1000  # for one machine, and as many for any; submit keeps to it
+
+Key = tuple[int, float, int]  # priority, created_at, seq: the smallest is the most urgent
+
+URGENCY: Final = (tasks.c.priority, tasks.c.created_at, tasks.c.seq)
+_SENT: Final = (*DESCRIPTION, "parent_id", "created_at", "assigned_at", "assigned_agent_id", "seq")
+WIRE: Final = [tasks.c[name] for name in _SENT if name not in Task.__slots__]
+
+
+class Line(NamedTuple):
+    """Tasks that wait for the same, with the most urgent of them."""
+
+    head: Key
+    ready_for: str
+    needs: str
+
+
+def _lines(ready_for: str) -> Select[Any]:
+    """Each different text of needs once, by as many steps through the index as there are."""
+    here = tasks.c.ready_for == bindparam(ready_for)
+    first = select(tasks.c.needs).where(here).order_by(tasks.c.needs).limit(1).scalar_subquery()
+    walk = select(first.label("needs")).cte(f"line_{ready_for}", recursive=True)
+    after = (
+        select(tasks.c.needs)
+        .where(here & (tasks.c.needs > walk.c.needs))
+        .order_by(tasks.c.needs)
+        .limit(1)
+        .scalar_subquery()
+    )
+    walk = walk.union_all(select(after).where(walk.c.needs.is_not(None)))
+    inner = tasks.alias()
+    head = (
+        select(inner.c.seq)
+        .where((inner.c.ready_for == bindparam(ready_for)) & (inner.c.needs == walk.c.needs))
+        .order_by(inner.c.priority, inner.c.created_at, inner.c.seq)
+        .limit(1)
+        .scalar_subquery()
+    )
+    return (
+        select(*URGENCY, walk.c.needs)
+        .select_from(walk.join(tasks, tasks.c.seq == head))
+        .limit(MOST_LINES)
+    )
+
+
+_LINES_ANY = _lines("any")
+_LINES_MINE = _lines("mine")
+
+
+def _of_line(what: Sequence[Any]) -> Select[Any]:
+    return (
+        select(*what)
+        .where(
+            (tasks.c.ready_for == bindparam("ready_for")) & (tasks.c.needs == bindparam("needs"))
+        )
+        .order_by(*URGENCY)
+        .limit(bindparam("most"))
+    )
+
+
+_KEYS = _of_line(URGENCY)
+_TAKE = (
+    columns_with(*WIRE)
+    .where((tasks.c.ready_for == bindparam("ready_for")) & (tasks.c.needs == bindparam("needs")))
+    .order_by(*URGENCY)
+    .limit(bindparam("most"))
+    .with_for_update(of=tasks, skip_locked=True)
+)
+
+
+def lines(connection: Connection, machine_id: str) -> list[Line]:
+    """What waits for this machine, and for any."""
+    found = [
+        Line((row[0], row[1], row[2]), "", row[3])
+        for row in connection.execute(_LINES_ANY, {"any": ""})
+    ]
+    found += [
+        Line((row[0], row[1], row[2]), machine_id, row[3])
+        for row in connection.execute(_LINES_MINE, {"mine": machine_id})
+    ]
+    return found
+
+
+def chosen(connection: Connection, offer: Offer, most: int) -> list[Row[Any]]:
+    """The rows to grant, locked, the most urgent first; at most `most`."""
+    waiting = lines(connection, offer.machine_id)
+    if offer.limit > 0:
+        fit = [line for line in waiting if needs.fits(needs.read(line.needs), offer)]
+        counts = _plan(connection, fit, offer.free, most)
+    else:
+        urgent = [
+            line
+            for line in waiting
+            if needs.is_urgent(offer, line.head[0])
+            and needs.makes_room(needs.read(line.needs), offer)
+        ]
+        counts = {min(urgent): 1} if urgent and most > 0 else {}
+    rows = [row for line, count in counts.items() for row in _take(connection, line, count)]
+    rows.sort(key=lambda row: (row.priority, row.created_at, row.seq))
+    return rows
+
+
+def _take(connection: Connection, line: Line, count: int) -> Sequence[Row[Any]]:
+    """As many of a line, passing over what another server grants at this moment."""
+    where = {"ready_for": line.ready_for, "needs": line.needs, "most": count}
+    return connection.execute(_TAKE, where).all()
+
+
+def _plan(
+    connection: Connection, fit: Sequence[Line], free: Free | None, most: int
+) -> dict[Line, int]:
+    """How many of each line, by urgency, so that together they fit what is free."""
+    room = _Room(free)
+    counts: dict[Line, int] = {}
+    if len(fit) == 1:
+        line = fit[0]
+        count = next((n for n in range(most) if not room.takes(line.needs)), most)
+        return {line: count} if count else {}
+    heap: list[tuple[Key, Line, Iterator[Key] | None]] = [(line.head, line, None) for line in fit]
+    heapq.heapify(heap)
+    while heap and most > 0:
+        _, line, rest = heap[0]
+        if not room.takes(line.needs):
+            heapq.heappop(heap)  # what is free only becomes less
+            continue
+        counts[line] = counts.get(line, 0) + 1
+        most -= 1
+        if rest is None:
+            rest = iter(_keys(connection, line, most + 1)[1:])
+        if (key := next(rest, None)) is None:
+            heapq.heappop(heap)
+        else:
+            heapq.heapreplace(heap, (key, line, rest))
+    return counts
+
+
+def _keys(connection: Connection, line: Line, most: int) -> list[Key]:
+    where = {"ready_for": line.ready_for, "needs": line.needs, "most": most}
+    return [(row[0], row[1], row[2]) for row in connection.execute(_KEYS, where)]
+
+
+class _Room:
+    """What is free, as it becomes less."""
+
+    def __init__(self, free: Free | None) -> None:
+        self._free = free
+        self._slots = 0 if free is None else free.slots
+
+    def takes(self, text: str) -> bool:
+        """Whether one more fits; then it is taken.
+
+        What asks for resources must find a slot too: granted ahead of one, it would hold
+        resources that another machine has free.
+        """
+        wanted = needs.read(text).resources
+        if wanted and (self._free is None or self._slots <= 0):
+            return False
+        given = fitting(wanted, self._free) if wanted and self._free is not None else ()
+        if given is None:
+            return False
+        if self._free is not None:
+            self._free = without(self._free, wanted, given)
+        self._slots -= 1
+        return True

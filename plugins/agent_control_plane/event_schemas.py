@@ -1,0 +1,151 @@
+"""What a batch of events may hold; each event is judged alone, so a bad one costs no other."""
+
+import base64
+import binascii
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
+
+from agent_control_plane.schemas import (
+    INT32,
+    INT64,
+    FromAgent,
+    Name,
+    Note,
+    Said,
+    Truncated,
+    Usage,
+    Word,
+    cut_message,
+)
+from agent_core.api.bodies import Problem, in_words
+from agent_core.api.wire import Code, epoch
+
+
+class Events(FromAgent):
+    agent_id: Name
+    machine_id: Name
+    stream: Name = Field(description="a random id of the agent's database; seq counts within it")
+    events: list[Any] = Field(description="at most limits.events of them; see Event")
+
+
+def _moment(text: str) -> str:
+    try:
+        epoch(text)
+    except (ValueError, OverflowError) as error:
+        words = {"words": f"a time is needed: {error}"}
+        raise PydanticCustomError("wrong", "{words}", words) from None
+    return text
+
+
+Moment = Annotated[str, Field(max_length=64), AfterValidator(_moment)]
+ExitCode = Annotated[int, Field(ge=-(2**31), le=2**32 - 1)]
+
+
+def decoded(text: object) -> object:
+    """Bytes of base64 text; anything else is left for the type to refuse."""
+    if not isinstance(text, str):
+        return text
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise PydanticCustomError("wrong", "base64 is needed") from None
+
+
+Base64 = Annotated[bytes, BeforeValidator(decoded, json_schema_input_type=str)]
+
+
+class _Event(FromAgent):
+    seq: int = Field(0, ge=0, le=INT64)
+    at: Moment | None = None
+
+
+class OfRun(_Event):
+    task_id: Name
+    attempt_id: Name
+    run_no: int = Field(1, ge=0, le=INT32)
+
+
+class StartEvent(OfRun):
+    kind: Literal["start"]
+    started_at: Moment | None = None
+
+
+class RenewEvent(OfRun):
+    kind: Literal["renew"]
+
+
+class ProgressEvent(OfRun):
+    kind: Literal["progress"]
+    percent: int | None = Field(None, ge=0, le=100)
+    message: Annotated[str, AfterValidator(cut_message)] | None = None
+
+
+class StateEvent(OfRun):
+    kind: Literal["state"]
+    status: Literal["suspended", "running"]
+
+
+class Ending(OfRun):
+    exit_code: ExitCode | None = None
+    signal: Word | None = None
+    reason: Word | None = None
+    error_code: int | None = Field(None, ge=0, le=INT32)
+    error: Said | None = None
+    usage: Usage | None = None
+    truncated: Truncated | None = None
+    stdout: Said | None = None
+    stderr: Said | None = None
+    stdout_base64: Base64 | None = None
+    stderr_base64: Base64 | None = None
+
+
+class RunEvent(Ending):
+    kind: Literal["run"]
+    next_run_at: Moment | None = None
+
+
+class CompleteEvent(Ending):
+    kind: Literal["complete"]
+    status: Literal["completed", "failed", "cancelled"] | None = None
+
+
+class CommandEvent(_Event):
+    kind: Literal["command"]
+    id: Name
+    code: int = Field(0, ge=0, le=INT32)
+    message: Note | None = None
+
+
+Event = Annotated[
+    StartEvent | RenewEvent | ProgressEvent | StateEvent | RunEvent | CompleteEvent | CommandEvent,
+    Field(discriminator="kind"),
+]
+Read = (
+    StartEvent
+    | RenewEvent
+    | ProgressEvent
+    | StateEvent
+    | RunEvent
+    | CompleteEvent
+    | CommandEvent
+    | Problem
+)
+_ALL: TypeAdapter[list[Event]] = TypeAdapter(list[Event])
+_ONE: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+def read_events(given: list[Any]) -> list[Read]:
+    """Each event, or what is wrong with it; all at once where nothing is."""
+    try:
+        return list(_ALL.validate_python(given))
+    except ValidationError:
+        return [_read(each) for each in given]
+
+
+def _read(given: Any) -> Read:
+    try:
+        return _ONE.validate_python(given)
+    except ValidationError as error:
+        return Problem(Code.INVALID, in_words(error))
