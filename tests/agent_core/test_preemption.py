@@ -187,7 +187,7 @@ async def test_one_that_fails_by_itself_meanwhile_keeps_its_retry(full: Any) -> 
 
 
 async def test_after_a_kill_between_the_end_and_the_return_it_waits_again(full: Any) -> None:
-    core, low, _ = full
+    core, _, _ = full
     await core.store.save(await core.get(task("low")), {"status": Status.PREEMPTED})
     core = await core.again()
     await core.start()
