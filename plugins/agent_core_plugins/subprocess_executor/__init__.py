@@ -29,7 +29,7 @@ from agent_core import (
 )
 
 from .environment import NAMES, passed_through
-from .execution import SubprocessExecution, Tools
+from .execution import STREAMS, SubprocessExecution, Tools
 from .house import House, Known
 from .link import LINE_LIMIT, Line, Link, LinkLost
 from .orphan import Orphan, look_for
@@ -67,7 +67,7 @@ class SubprocessExecutor:
             output.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise PluginError(f"output cannot be kept in {output}: {error.strerror}") from error
-        self._house = House(context)
+        self._house = House(context, self._site)
         self._tools = Tools(
             house=self._house, clock=context.clock, output=output, grace=settings.grace
         )
@@ -116,7 +116,7 @@ class SubprocessExecutor:
     @property
     def supervisor_pid(self) -> int | None:
         """The process that starts new runs, if there is one."""
-        return self._house.current_pid
+        return self._house.ready.pid if self._house.ready else None
 
     def close(self) -> None:
         """Hang up. Whatever runs goes on, and another agent finds it again."""
@@ -128,11 +128,11 @@ class SubprocessExecutor:
         request = self._request(launch)
         while True:
             try:
-                link = await self._house.current()
+                link = self._house.ready or await self._house.current()
             except OSError as error:
                 raise NeverRan(f"no supervisor can be started: {error}", passing=True) from error
             try:
-                answer = await link.start(request)
+                answer = await link.start(launch.start_id, request)
             except LinkLost:
                 known = await self._house.find(launch.start_id)
                 if known is None:
@@ -142,36 +142,41 @@ class SubprocessExecutor:
                     continue
                 return found
             if answer["t"] == "never":
-                raise self._never(launch, request["env"], answer, link)
+                raise self._never(launch, answer, link)
             return self._execution(launch.start_id, self._house.known(link, launch.start_id))
 
-    def _request(self, launch: Launch) -> Line:
+    def _request(self, launch: Launch) -> bytes:
+        """The line that asks the supervisor for it. Raises NeverRan."""
         if not START_ID.fullmatch(launch.start_id):
             raise NeverRan(f"{launch.start_id!r} is no start id: letters, digits, - and _ only")
-        env = {**self._site, **launch.env, "REMOTEGPU_START_ID": launch.start_id}
-        for name, value in env.items():
-            if not name or "=" in name or "\0" in name + value:
-                raise NeverRan(f"the environment name {name!r} or its value cannot be used")
+        env = {**launch.env, "REMOTEGPU_START_ID": launch.start_id}
+        text = "".join(env)
+        if "" in env or "=" in text or "\0" in text or "\0" in "".join(env.values()):
+            raise _unusable(env)
         if not launch.argv or any("\0" in text for text in (*launch.argv, launch.cwd)):
             raise NeverRan("a command cannot be empty or hold a NUL character")
-        request = {
-            "s": launch.start_id,
-            "argv": list(launch.argv),
-            "env": env,
-            "cwd": launch.cwd,
-            "out": [self._tools.kept(launch.start_id, name) for name in ("stdout", "stderr")],
-            "cap": self._settings.max_output_size,
-        }
-        if len(launch.text) > LINE_LIMIT // 8 and len(encode(request)) > LINE_LIMIT:
+        request = encode(
+            {
+                "t": "start",
+                "s": launch.start_id,
+                "argv": launch.argv,
+                "env": env,
+                "cwd": launch.cwd,
+                "out": [self._tools.kept(launch.start_id, stream) for stream in STREAMS],
+                "cap": self._settings.max_output_size,
+            }
+        )
+        if len(request) > LINE_LIMIT:
             raise NeverRan("the command and its environment are larger than a system takes")
         return request
 
-    def _never(self, launch: Launch, env: Line, answer: Line, link: Link) -> NeverRan:
+    def _never(self, launch: Launch, answer: Line, link: Link) -> NeverRan:
         link.forget(launch.start_id)
         if answer["stage"] == "fifo":
             self._house.retire(link)  # its directory is gone or full: the next start has another
+        path = launch.env.get("PATH", self._site["PATH"])
         return never_ran(
-            answer["errno"], argv=launch.argv, cwd=launch.cwd, path=env["PATH"], at=answer["stage"]
+            answer["errno"], argv=launch.argv, cwd=launch.cwd, path=path, at=answer["stage"]
         )
 
     # --- a run that is found again
@@ -217,6 +222,13 @@ async def _unended(agent: AgentHandle) -> dict[str, float]:
         for task in page:
             found[task.start_id] = task.assigned_at.boottime if task.assigned_at else 0.0
     return found
+
+
+def _unusable(env: Mapping[str, str]) -> NeverRan:
+    for name, value in env.items():
+        if not name or "=" in name or "\0" in name + value:
+            return NeverRan(f"the environment name {name!r} or its value cannot be used")
+    raise AssertionError("somebody found one")
 
 
 def _facts(handle: Mapping[str, Any]) -> Line | None:

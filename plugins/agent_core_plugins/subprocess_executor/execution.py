@@ -1,6 +1,7 @@
 """One run as core sees it: its end, its signals and its output, wherever its supervisor is."""
 
 import asyncio
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,12 +62,11 @@ class SubprocessExecution(Execution):
         self._start_id = start_id
         self._known = known
         self._outcome: Outcome | None = None
-        self._one_at_a_time = asyncio.Lock()
 
     async def wait(self) -> Outcome:
-        async with self._one_at_a_time:
-            if self._outcome is None:
-                self._outcome = await self._end()
+        if self._outcome is None:
+            outcome = await self._end()
+            self._outcome = self._outcome or outcome  # of several who wait, the first one's word
         return self._outcome
 
     async def signal(self, signum: int) -> bool:
@@ -108,7 +108,8 @@ class SubprocessExecution(Execution):
         lengths = self._known.end["out"] if self._known.end else (1, 1)
         for stream, length in zip(STREAMS, lengths, strict=True):
             if length:
-                Path(self._tools.kept(self._start_id, stream)).unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._tools.kept(self._start_id, stream))
 
     # --- the end
 

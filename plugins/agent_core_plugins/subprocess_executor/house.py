@@ -37,8 +37,10 @@ class Away(ConnectionError):
 class House:
     """Finds, starts and forgets supervisors. Its directories are named for the agent's id."""
 
-    def __init__(self, context: PluginContext) -> None:
+    def __init__(self, context: PluginContext, env: Mapping[str, str]) -> None:
+        """`env` is what every run's environment begins with."""
         self._context = context
+        self._env = env
         self._root = context.runtime_dir
         tag = hashlib.sha256(context.agent_id.encode()).hexdigest()[:8]
         self._prefix = f"sup-{tag}-"
@@ -118,15 +120,19 @@ class House:
 
     # --- who lives
 
+    @property
+    def ready(self) -> Link | None:
+        """The supervisor for new runs, if it is there."""
+        return self._current if self._current is not None and not self._current.lost else None
+
     async def current(self) -> Link:
         """The supervisor for new runs; started if there is none. Raises OSError."""
-        if self._current is not None and not self._current.lost:
-            return self._current
         async with self._lock:
             await self._survey()
-            if self._current is None or self._current.lost:
+            if self.ready is None:
                 fit = (link for link in self._living() if link not in self._retired)
                 self._current = next(fit, None) or await self._start()
+            assert self._current is not None
             return self._current
 
     def _living(self) -> list[Link]:
@@ -160,7 +166,7 @@ class House:
         if book is None:
             return
         try:
-            link = await connect(str(self._root / place / "socket"), book.journal_id)
+            link = await connect(self._root / place, book.journal_id, self._env)
         except (ConnectionRefusedError, FileNotFoundError):
             # Nobody listens, so nobody writes: what the journal says now is its last word.
             self._dead[place] = self._read(place) or book
@@ -200,10 +206,6 @@ class House:
         self._context.log.info("started a supervisor", place=place, pid=link.pid)
         return link
 
-    @property
-    def current_pid(self) -> int | None:
-        return self._current.pid if self._current and not self._current.lost else None
-
     def retire(self, link: Link) -> None:
         """No new runs for this one."""
         if self._current is link:
@@ -235,9 +237,8 @@ class House:
     def known(self, link: Link, start_id: str) -> Known:
         """What a living supervisor has told of a run."""
         run = link.runs[start_id]
-        place = next(place for place, one in self._links.items() if one is link)
         return Known(
-            place=place, journal_id=link.journal_id, facts=run.facts, link=link, end=run.end
+            place=link.place, journal_id=link.journal_id, facts=run.facts, link=link, end=run.end
         )
 
     def was_there_before(self, boottime: float) -> bool:

@@ -8,13 +8,17 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from .supervisor.journal import VERSION, encode
 
 Line = dict[str, Any]
 HELLO_TIMEOUT = 10.0  # seconds until a supervisor that says nothing counts as away for now
+NO_ENV: Mapping[str, str] = MappingProxyType({})
 LINE_LIMIT = 8 * 1024 * 1024  # bytes of one request, the supervisor's own bound
+INBOX = 65536  # bytes that are read at once
 
 
 class LinkLost(ConnectionError):
@@ -33,10 +37,14 @@ class Tracked:
     end: Line | None = None
 
 
-class Link(asyncio.Protocol):
-    """One connection. Its runs stay readable after it was lost."""
+class Link(asyncio.BufferedProtocol):
+    """One connection. Its runs stay readable after it was lost.
 
-    def __init__(self, journal_id: str) -> None:
+    What is asked in one turn of the event loop leaves in one write.
+    """
+
+    def __init__(self, place: str, journal_id: str) -> None:
+        self.place = place  # the directory's name
         self.journal_id = journal_id
         self.pid = 0  # of the supervisor
         self.runs: dict[str, Tracked] = {}
@@ -49,22 +57,24 @@ class Link(asyncio.Protocol):
         self._signals: dict[int, asyncio.Future[bool]] = {}
         self._ends: dict[str, set[asyncio.Future[None]]] = {}
         self._forgotten: list[str] = []
+        self._outgoing: list[bytes] = []
         self._numbers = count(1)
-        self._received = bytearray()
+        self._inbox = memoryview(bytearray(INBOX))
+        self._rest = b""  # of a line that has not come whole
         self._transport: asyncio.Transport | None = None
 
     # --- what the executor asks
 
-    async def start(self, request: Mapping[str, Any]) -> Line:
+    async def start(self, start_id: str, request: bytes) -> Line:
         """Have a run started; the supervisor's `started` or `never`. Raises LinkLost.
 
-        There is no time limit: giving up on an answer would leave a run that nobody knows of.
+        `request` is the line that asks for it. There is no time limit: giving up on an answer would
+        leave a run that nobody knows of.
         """
-        start_id = request["s"]
         answer: asyncio.Future[Line] = self._loop.create_future()
         self._starts[start_id] = answer
         try:
-            self._send({"t": "start", **request})
+            self._send(request)
             self.unanswered.add(start_id)
             return await answer
         finally:
@@ -76,7 +86,7 @@ class Link(asyncio.Protocol):
         answer: asyncio.Future[bool] = self._loop.create_future()
         self._signals[number] = answer
         try:
-            self._send({"t": "signal", "s": start_id, "signal": signum, "n": number})
+            self._send(encode({"t": "signal", "s": start_id, "signal": signum, "n": number}))
             return await answer
         finally:
             self._signals.pop(number, None)
@@ -97,9 +107,8 @@ class Link(asyncio.Protocol):
         """Let the supervisor let go of a run; told together with others of the same moment."""
         self.runs.pop(start_id, None)
         self._ends.pop(start_id, None)
-        if not self._forgotten:
-            self._loop.call_soon(self._tell_forgotten)
         self._forgotten.append(start_id)
+        self._flush_soon()
 
     async def closed(self) -> None:
         """Returns when the link was lost."""
@@ -109,24 +118,32 @@ class Link(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def _tell_forgotten(self) -> None:
-        gone, self._forgotten = self._forgotten, []
-        if not self.lost:
-            self._send({"t": "forget", "s": gone})
-
-    def _send(self, line: Line) -> None:
+    def _send(self, line: bytes) -> None:
         if self.lost or self._transport is None:
             raise LinkLost("the supervisor is gone")
-        self._transport.write(encode(line))
+        self._outgoing.append(line)
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if len(self._outgoing) + len(self._forgotten) == 1:
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        lines, self._outgoing = self._outgoing, []
+        forgotten, self._forgotten = self._forgotten, []
+        if forgotten:
+            lines.append(encode({"t": "forget", "s": forgotten}))
+        if not self.lost and self._transport is not None:
+            self._transport.write(b"".join(lines))
 
     # --- what the supervisor says
 
-    async def greet(self) -> None:
-        """Say hello and take in what the supervisor knows.
+    async def greet(self, env: Mapping[str, str]) -> None:
+        """Say hello and take in what the supervisor knows. `env` is the base of every start's.
 
         Raises LinkLost, Strange, TimeoutError.
         """
-        self._send({"t": "hello", "v": VERSION})
+        self._send(encode({"t": "hello", "v": VERSION, "env": dict(env)}))
         async with asyncio.timeout(HELLO_TIMEOUT):
             answer = await self._hello
         if answer.get("v") != VERSION or answer.get("journal") != self.journal_id:
@@ -139,14 +156,21 @@ class Link(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport), "a unix stream"
         self._transport = transport
 
-    def data_received(self, data: bytes) -> None:
-        self._received += data
-        *lines, self._received = self._received.split(b"\n")
-        for line in lines:
-            self._take(json.loads(line))
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._inbox
+
+    def buffer_updated(self, nbytes: int) -> None:
+        whole, newline, rest = bytes(self._inbox[:nbytes]).rpartition(b"\n")
+        if not newline:
+            self._rest += rest
+            return
+        lines, self._rest = self._rest + whole, rest
+        for line in json.loads(b"[%s]" % lines.replace(b"\n", b",")):
+            self._take(line)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
+        self._inbox = memoryview(b"")
         _resolve(self._closed, None)
         waiting: list[asyncio.Future[Any]] = [*self._starts.values(), *self._signals.values()]
         for future in (self._hello, *waiting):
@@ -183,8 +207,8 @@ class Link(asyncio.Protocol):
             _resolve(waiter, None)
 
 
-async def connect(path: str, journal_id: str) -> Link:
-    """Connect to a supervisor and greet it.
+async def connect(directory: Path, journal_id: str, env: Mapping[str, str] = NO_ENV) -> Link:
+    """Connect to the supervisor of a directory and greet it.
 
     Raises ConnectionRefusedError or FileNotFoundError if there is none, and LinkLost, TimeoutError
     or Strange if there is one that does not answer as it should.
@@ -192,16 +216,19 @@ async def connect(path: str, journal_id: str) -> Link:
     loop = asyncio.get_running_loop()
     peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        peer.connect(path)  # a unix socket's connect never waits: it is there, full, or not
+        # A unix socket's connect never waits: it is there, full, or not.
+        peer.connect(f"{directory}/socket")
         user = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
         if user != os.geteuid():
-            raise Strange(f"{path} belongs to user {user}; remove it and start again")
-        _, link = await loop.create_unix_connection(lambda: Link(journal_id), sock=peer)
+            raise Strange(f"{directory} is served by user {user}; remove it and start again")
+        _, link = await loop.create_unix_connection(
+            lambda: Link(directory.name, journal_id), sock=peer
+        )
     except BaseException:
         peer.close()
         raise
     try:
-        await link.greet()
+        await link.greet(env)
     except BaseException:
         link.close()
         raise

@@ -40,7 +40,7 @@ async def serve(runtime: Path) -> AsyncIterator[Serve]:
 
         path = runtime / "socket"
         servers.append(await asyncio.start_unix_server(talk, path))
-        return path
+        return runtime
 
     yield listen
     for server in servers:
@@ -49,7 +49,7 @@ async def serve(runtime: Path) -> AsyncIterator[Serve]:
 
 
 async def test_an_end_in_the_same_breath_as_the_hello_is_heard(serve: Any) -> None:
-    link = await connect(str(await serve(lines(HELLO, END))), "j")
+    link = await connect(await serve(lines(HELLO, END)), "j")
     end = await asyncio.wait_for(link.ended("a"), 10)
     assert end == {"status": 0}
     assert link.pid == 7
@@ -63,7 +63,7 @@ async def test_an_answer_in_pieces_is_put_together(runtime: Path) -> None:
         listener.listen()
         listener.setblocking(False)
         loop = asyncio.get_running_loop()
-        connecting = asyncio.create_task(connect(str(runtime / "socket"), "j"))
+        connecting = asyncio.create_task(connect(runtime, "j"))
         peer, _ = await loop.sock_accept(listener)
         with peer:
             for byte in lines(HELLO, END):
@@ -75,7 +75,7 @@ async def test_an_answer_in_pieces_is_put_together(runtime: Path) -> None:
 
 
 async def test_an_end_is_awaited_by_many_and_a_lost_link_wakes_them_all(serve: Any) -> None:
-    link = await connect(str(await serve(lines(HELLO))), "j")
+    link = await connect(await serve(lines(HELLO)), "j")
     waiters = [asyncio.create_task(link.ended("a")) for _ in range(3)]
     await asyncio.sleep(0)
     waiters[0].cancel()
@@ -88,16 +88,16 @@ async def test_an_end_is_awaited_by_many_and_a_lost_link_wakes_them_all(serve: A
 
 
 async def test_a_start_that_was_not_answered_is_not_called_unbegun(serve: Any) -> None:
-    link = await connect(str(await serve(lines(HELLO), b"", hang_up=True)), "j")
+    link = await connect(await serve(lines(HELLO), b"", hang_up=True), "j")
     with pytest.raises(LinkLost):
-        await asyncio.wait_for(link.start({"s": "b", "argv": []}), 10)
+        await asyncio.wait_for(link.start("b", b'{"t":"start","s":"b"}\n'), 10)
     link.close()
 
 
 async def test_a_cancelled_start_stays_open_until_its_answer(serve: Any) -> None:
     never = {"t": "never", "s": "b", "errno": 2, "stage": "exec"}
-    link = await connect(str(await serve(lines(HELLO), b"", lines(never))), "j")
-    starting = asyncio.create_task(link.start({"s": "b", "argv": []}))
+    link = await connect(await serve(lines(HELLO), b"", lines(never)), "j")
+    starting = asyncio.create_task(link.start("b", b'{"t":"start","s":"b"}\n'))
     await asyncio.sleep(0)
     starting.cancel()
     await asyncio.wait({starting})
@@ -115,19 +115,19 @@ async def test_another_version_or_another_journal_is_strange(
     serve: Any, change: dict[str, Any]
 ) -> None:
     with pytest.raises(Strange):
-        await connect(str(await serve(lines({**HELLO, **change}))), "j")
+        await connect(await serve(lines({**HELLO, **change})), "j")
 
 
 async def test_one_that_hangs_up_at_once_is_lost(serve: Any) -> None:
     with pytest.raises(LinkLost):
-        await connect(str(await serve(b"", hang_up=True)), "j")
+        await connect(await serve(b"", hang_up=True), "j")
 
 
 async def test_nobody_there_is_told_apart_from_nobody_answering(runtime: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        await connect(str(runtime / "socket"), "j")
+        await connect(runtime, "j")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(runtime / "socket"))
     assert os.path.exists(runtime / "socket")
     with pytest.raises(ConnectionRefusedError):
-        await connect(str(runtime / "socket"), "j")
+        await connect(runtime, "j")

@@ -33,6 +33,10 @@ def line(kind: str, start_id: str) -> bytes:
     return journal.encode({"k": kind, "s": start_id, **facts.get(kind, {})})
 
 
+def note(writer: journal.Journal, kind: str, start_id: str, facts: dict[str, object]) -> None:
+    writer.note(kind, start_id, json.dumps(facts)[1:-1])
+
+
 KINDS = ("intent", "started", "end", "never", "forget")
 ids = st.sampled_from(["a", "b", "c"])
 lines = st.builds(line, st.sampled_from(KINDS), ids)
@@ -121,8 +125,8 @@ def test_what_was_written_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     writer = made(path)
     writer.intent("a")
-    writer.note("started", "a", STARTED)
-    writer.note("end", "a", END)
+    note(writer, "started", "a", STARTED)
+    note(writer, "end", "a", END)
     writer.intent("b")
     found = records(path)
     assert found["a"].started is not None
@@ -148,13 +152,13 @@ def test_a_journal_of_many_forgotten_runs_stays_small_and_keeps_the_living(tmp_p
     path = tmp_path / "journal"
     writer = made(path)
     writer.intent("lives")
-    writer.note("started", "lives", STARTED)
+    note(writer, "started", "lives", STARTED)
     for number in range(3000):
         start_id = f"run-{number}"
         writer.intent(start_id)
-        writer.note("started", start_id, STARTED)
-        writer.note("end", start_id, END)
-        writer.forget(start_id)
+        note(writer, "started", start_id, STARTED)
+        note(writer, "end", start_id, END)
+        writer.forget([start_id])
     assert path.stat().st_size < 3 * journal.STEP
     assert records(path)["lives"].started is not None
 
@@ -172,8 +176,8 @@ def test_a_full_file_system_refuses_new_intents_and_still_takes_the_ends_of_old_
     try:
         begun = intents_until_full(writer, 50)
         for number in range(begun):
-            writer.note("started", f"run-{number}", STARTED)
-            writer.note("end", f"run-{number}", END)
+            note(writer, "started", f"run-{number}", STARTED)
+            note(writer, "end", f"run-{number}", END)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert 50 <= begun < 1000

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 
-VERSION = 1
+VERSION = 2
 STEP = 64 * 1024  # bytes of room taken at a time, and the size below which nothing is compacted
 ROOM = 1024  # bytes that one run may still write: its start and its end
 LONGEST = 4096  # bytes of a line that a reader looks at
@@ -141,11 +141,22 @@ def _decode(raw: bytes) -> Line | None:
 
 
 def encode(line: Line) -> bytes:
-    """One line of a journal, or of the socket: no newline inside, ASCII only."""
+    """One line of a journal, or of the socket: no newline inside, ASCII only.
+
+    Lines of which there are many are put together by hand where they are written: a start id is
+    plain (see `plain`), and numbers are the same in JSON.
+    """
     return _encoder.encode(line).encode("ascii") + b"\n"
 
 
 _encoder = json.JSONEncoder(separators=(",", ":"), check_circular=False)
+
+
+def plain(start_id: object) -> bool:
+    """May it stand in a line and in a file name as it is?"""
+    if type(start_id) is not str or not 0 < len(start_id) <= 64 or not start_id.isascii():
+        return False
+    return start_id.isalnum() or start_id.replace("-", "").replace("_", "").isalnum()
 
 
 def write_all(descriptor: int, data: bytes, offset: int) -> None:
@@ -165,10 +176,11 @@ class Journal:
         if book is None:
             raise ValueError(f"{path} is no journal")
         self.journal_id, self.boot_id = book.journal_id, book.boot_id
-        self._lines: dict[str, list[bytes]] = {}  # of the runs that are not forgotten
+        self._lines: dict[str, bytes] = {}  # of the runs that are not forgotten
         with open(path, "rb") as file:
             data = file.read().rstrip(b"\0")
         self._header = data[: data.index(b"\n") + 1]
+        self._live = len(self._header)  # bytes that a compaction would write
         self._file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         self._end = len(data)
         self._room = self._end
@@ -179,27 +191,32 @@ class Journal:
     def intent(self, start_id: str) -> None:
         """Say that a start is about to be tried. Raises OSError, and nothing may be started."""
         self._reserve(ROOM * (len(self._lines) + 1))
-        self._append(start_id, {"k": "intent", "s": start_id})
+        self._append(start_id, f'{{"k":"intent","s":"{start_id}"}}\n')
 
-    def note(self, kind: str, start_id: str, facts: Line) -> None:
-        """Say what became of it: started, never, or end. Raises OSError."""
-        self._append(start_id, {"k": kind, "s": start_id, **facts})
+    def note(self, kind: str, start_id: str, facts: str) -> None:
+        """Say what became of it: started, never, or end. Raises OSError.
 
-    def forget(self, start_id: str) -> None:
-        """Let go of a start's lines. Raises OSError; then they stay in the file for now."""
-        if self._lines.pop(start_id, None) is None:
+        `facts` are the members of a JSON object, without its braces.
+        """
+        self._append(start_id, f'{{"k":"{kind}","s":"{start_id}",{facts}}}\n')
+
+    def forget(self, start_ids: list[str]) -> None:
+        """Let go of the lines of some starts. Raises OSError; then they stay for now."""
+        known = [start_id for start_id in start_ids if start_id in self._lines]
+        if not known:
             return
-        self._write(encode({"k": "forget", "s": start_id}))
-        if self._end > STEP and self._end > 4 * self._live():
+        for start_id in known:
+            self._live -= len(self._lines.pop(start_id))
+        lines = [f'{{"k":"forget","s":"{start_id}"}}\n' for start_id in known]
+        self._write("".join(lines).encode("ascii"))
+        if self._end > STEP and self._end > 4 * self._live:
             self._compact()
 
-    def _live(self) -> int:
-        return len(self._header) + sum(len(line) for kept in self._lines.values() for line in kept)
-
-    def _append(self, start_id: str, line: Line) -> None:
-        data = encode(line)
-        self._lines.setdefault(start_id, []).append(data)  # a later compaction writes it again
+    def _append(self, start_id: str, line: str) -> None:
+        data = line.encode("ascii")
         self._write(data)
+        self._lines[start_id] = self._lines.get(start_id, b"") + data  # for a later compaction
+        self._live += len(data)
 
     def _write(self, data: bytes) -> None:
         write_all(self._file, data, self._end)
@@ -219,7 +236,7 @@ class Journal:
     def _compact(self) -> None:
         """Write what is still needed to a new file, and put it in the place of the old one."""
         beside = self.path + ".new"
-        data = self._header + b"".join(line for kept in self._lines.values() for line in kept)
+        data = self._header + b"".join(self._lines.values())
         room = len(data) + ROOM * (len(self._lines) + 1)
         file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:

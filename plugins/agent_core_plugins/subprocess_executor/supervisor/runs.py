@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import select
@@ -13,52 +12,19 @@ import time
 
 from . import tree
 from .journal import Journal
-from .sink import Sink
+from .run import Run
 from .spawn import Refused, Spawner
 from .strays import Strays, kill
+from .streams import PIPE, Streams
 
-PIPE = 1024 * 1024  # bytes that a busy stream's pipe is given, and that are read at once
+GATHER = 0.002  # seconds for which a run's beginning may wait, to be told with its end
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .journal import Line
 
-    Tell = Callable[[Line], None]
-
-
-class Run:
-    """One start that began, until it is forgotten."""
-
-    __slots__ = ("began", "boot", "end", "fifos", "owed", "pid", "sinks", "start_id", "ticks", "wall", "wide")  # fmt: skip # noqa: E501
-
-    def __init__(self, start_id: str) -> None:
-        self.start_id = start_id
-        self.began = time.monotonic()
-        self.wall = time.time()
-        self.boot = time.clock_gettime(time.CLOCK_BOOTTIME)
-        self.pid = 0
-        self.ticks = 0
-        self.fifos = (-1, -1)
-        self.sinks: tuple[Sink, Sink]
-        self.wide = [False, False]
-        self.end: Line | None = None  # how its main process ended
-        self.owed = True  # the end is not told yet
-
-    def exists(self, pid: int, fifos: tuple[int, int]) -> None:
-        """Its process is there."""
-        one = tree.process(pid)  # our child and not reaped: it is there
-        self.pid, self.fifos, self.ticks = pid, fifos, one.ticks if one else 0
-
-    def told(self) -> Line:
-        """What is told of it as it stands."""
-        line = {"s": self.start_id, **self.identity()}
-        if self.end is not None and not self.owed:
-            line["end"] = self.end
-        return line
-
-    def identity(self) -> Line:
-        return {"pid": self.pid, "ticks": self.ticks, "wall": self.wall, "since": self.boot}
+    Tell = Callable[[str], None]
 
 
 class Runs:
@@ -67,45 +33,44 @@ class Runs:
     def __init__(self, journal: Journal, spawner: Spawner, epoll: select.epoll, tell: Tell) -> None:
         self._journal = journal
         self._spawner = spawner
-        self._epoll = epoll
         self._tell = tell
+        self._streams = Streams(epoll, spawner.high)
         self._runs: dict[str, Run] = {}
         self._mains: dict[int, Run] = {}  # by the pid of a main process that was not reaped
+        self._young: dict[str, Run] = {}  # began just now: not told yet, their output not awaited
+        self._young_until = 0.0
         self._ending: dict[str, Run] = {}  # ended, and their trees are looked through
-        self._streams: dict[int, tuple[Run, int]] = {}
         self._strays = Strays()
-        self._buffer = memoryview(bytearray(PIPE))
-        self._unwritten: list[tuple[str, str, Line]] = []
+        self._started = tree.StartTimes()
+        self._unwritten: list[tuple[str, str, str]] = []
 
     # --- what the agent asks
 
-    def start(self, asked: Line) -> None:
+    def start(self, asked: Line, env: dict[str, str]) -> None:
         """Start what is asked, once: the same id again is answered with what became of it."""
         start_id = asked["s"]
         if start_id in self._runs:
-            self._tell({"t": "started", **self._runs[start_id].told()})
+            self._young.pop(start_id, None)
+            self._tell(self._runs[start_id].started())
             return
         try:
             self._journal.intent(start_id)
         except OSError as error:
             self._never(start_id, Refused(error.errno or 0, "journal"))
             return
-        run = Run(start_id)
+        run = Run(start_id, asked["out"], asked["cap"])
         try:
-            pid, fifos = self._spawner.start(start_id, asked["argv"], asked["env"], asked["cwd"])
+            run.pid, run.fifos = self._spawner.start(start_id, asked["argv"], env, asked["cwd"])
         except Refused as refused:
-            self._note("never", start_id, {"errno": refused.errno, "stage": refused.stage})
+            self._note("never", start_id, f'"errno":{refused.errno},"stage":"{refused.stage}"')
             self._never(start_id, refused)
             return
-        run.exists(pid, fifos)
-        stdout, stderr = (Sink(path, asked["cap"], self._spawner.high) for path in asked["out"])
-        run.sinks = (stdout, stderr)
-        self._runs[start_id] = self._mains[pid] = run
+        run.ticks = self._started.of(run.pid, run.boot)
+        self._runs[start_id] = self._mains[run.pid] = run
         self._note("started", start_id, run.identity())
-        for place, descriptor in enumerate(fifos):
-            self._streams[descriptor] = (run, place)
-            self._epoll.register(descriptor, select.EPOLLIN)
-        self._tell({"t": "started", **run.told()})
+        if not self._young:
+            self._young_until = time.monotonic() + GATHER
+        self._young[start_id] = run
 
     def signal(self, start_id: str, signum: int) -> bool:
         """Signal the whole tree. False if the main process had ended by itself."""
@@ -121,19 +86,22 @@ class Runs:
                 tree.send(one, signum)
         return True
 
-    def forget(self, start_id: str) -> None:
-        """The agent has committed the end."""
-        run = self._runs.get(start_id)
-        if run is not None and run.owed:
-            return  # it lives: whatever was meant, it is not forgotten
-        self._runs.pop(start_id, None)
+    def forget(self, start_ids: list[str]) -> None:
+        """The agent has committed their ends."""
+        gone = []
+        for start_id in start_ids:
+            run = self._runs.get(start_id)
+            if run is None or not run.owed:  # else it lives: whatever was meant, it is kept
+                self._runs.pop(start_id, None)
+                gone.append(start_id)
         try:
-            self._journal.forget(start_id)
+            self._journal.forget(gone)
         except OSError:
             return  # its lines stay until the next compaction
 
-    def all(self) -> list[Line]:
-        return [run.told() for run in self._runs.values()]
+    def all(self) -> str:
+        """What is told of each, as the items of a JSON list."""
+        return ",".join(f"{{{run.told()}}}" for run in self._runs.values())
 
     def busy(self) -> bool:
         """Is there a process of ours?"""
@@ -151,12 +119,23 @@ class Runs:
 
     def output(self, descriptor: int) -> None:
         """A stream can be read."""
-        run, place = self._streams[descriptor]
-        self._read(run, place, PIPE)
+        self._streams.read(descriptor, PIPE)
+
+    def patience(self) -> float | None:
+        """Seconds until `settle` has to be called; None: until something happens."""
+        return max(0.0, self._young_until - time.monotonic()) if self._young else None
+
+    def settle(self) -> None:
+        """Tell of the young runs that go on, and wait for their output from now on."""
+        if self._young:
+            young, self._young = self._young, {}
+            for run in young.values():
+                self._streams.follow(run)
+                self._tell(run.started())
 
     def reap(self) -> None:
         """Some child has ended: a main process, or one that was adopted."""
-        while True:
+        while self.busy():
             try:
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
@@ -198,35 +177,40 @@ class Runs:
     # --- inside
 
     def _main_ended(self, run: Run) -> None:
-        """What the FIFOs hold, then the status, then the journal; the tree comes after."""
-        tree.send_group(run.pid, signal.SIGKILL)  # while its number cannot be anybody else's
+        """What the FIFOs hold, then the status, then the journal; the tree comes after.
+
+        Whoever it leaves behind is our child by now; if we have none but main processes, there is
+        nobody.
+        """
+        alone = self._strays.none_beside(len(self._mains))
+        if not alone:
+            tree.send_group(run.pid, signal.SIGKILL)  # while its number cannot be anybody else's
         for place, descriptor in enumerate(run.fifos):
-            self._read(run, place, _held(descriptor))
-            del self._streams[descriptor]
-            os.close(descriptor)
+            held = _held(descriptor)
+            if held:
+                self._streams.take(run, place, held)
+            self._streams.drop(descriptor)
         _, status, used = os.wait4(run.pid, 0)
         del self._mains[run.pid]
         self._spawner.remove(run.start_id)
-        run.end = {
-            "status": status,
-            "user": round(used.ru_utime, 6),
-            "system": round(used.ru_stime, 6),
-            "rss": used.ru_maxrss * 1024,
-            "wall_s": round(time.monotonic() - run.began, 6),
-            "at": time.time(),
-            "out": [sink.total for sink in run.sinks],
-        }
-        for sink in run.sinks:
-            sink.close()
+        run.ended(status, used)
         self._note("end", run.start_id, run.end)
-        self._ending[run.start_id] = run
+        if alone:
+            self._tell_end(run)
+        else:
+            self._ending[run.start_id] = run
 
     def _finish(self, run: Run) -> None:
-        """Nothing of it is left: tell."""
+        """Nothing of it is left."""
         del self._ending[run.start_id]
-        run.owed = False
         self._strays.ended(run.start_id)
-        self._tell({"t": "end", "s": run.start_id, "end": run.end})
+        self._tell_end(run)
+
+    def _tell_end(self, run: Run) -> None:
+        if self._young.pop(run.start_id, None):
+            self._tell(run.started())
+        run.owed = False
+        self._tell(f'"t":"end","s":"{run.start_id}","end":{{{run.end}}}')
 
     def _look_for_strays(self) -> bool:
         """Adopted children: are there any?"""
@@ -234,23 +218,7 @@ class Runs:
         leaders = {run.pid: run.start_id for run in untold}
         return self._strays.look(self._mains, leaders, self._runs)
 
-    def _read(self, run: Run, place: int, limit: int) -> None:
-        """Take at most `limit` bytes from a stream."""
-        descriptor, sink = run.fifos[place], run.sinks[place]
-        while limit > 0:
-            try:
-                size = os.readv(descriptor, [self._buffer[: min(limit, PIPE)]])
-            except BlockingIOError:
-                return
-            sink.write(self._buffer[:size])
-            limit -= size
-            if size < 65536:
-                return
-            if not run.wide[place]:
-                run.wide[place] = True
-                _widen(descriptor)
-
-    def _note(self, kind: str, start_id: str, facts: Line) -> None:
+    def _note(self, kind: str, start_id: str, facts: str) -> None:
         """A line that cannot be written is that run's trouble alone, and is tried again."""
         try:
             self._journal.note(kind, start_id, facts)
@@ -258,7 +226,7 @@ class Runs:
             self._unwritten.append((kind, start_id, facts))
 
     def _never(self, start_id: str, why: Refused) -> None:
-        self._tell({"t": "never", "s": start_id, "errno": why.errno, "stage": why.stage})
+        self._tell(f'"t":"never","s":"{start_id}","errno":{why.errno},"stage":"{why.stage}"')
 
 
 def _ended(pid: int) -> bool:
@@ -270,11 +238,3 @@ def _held(descriptor: int) -> int:
     """How many bytes a FIFO holds now: a tree that writes for ever must not keep us reading."""
     size: int = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, b"\0\0\0\0"))[0]
     return size
-
-
-def _widen(descriptor: int) -> None:
-    try:
-        fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE)
-    except OSError as error:  # this user's pipes hold all that they may
-        if error.errno not in (errno.EPERM, errno.EBUSY, errno.ENOMEM):
-            raise

@@ -14,13 +14,14 @@ import sys
 import time
 import traceback
 
-from .journal import VERSION, Journal, encode
+from .journal import VERSION, Journal, plain
 from .runs import Runs
 from .spawn import Spawner
 
 IDLE = 60.0  # seconds without a run and without an agent, after which a supervisor leaves
 LOOK_AGAIN = 0.02  # seconds between two looks at a tree that is being killed
 LINE_LIMIT = 8 * 1024 * 1024  # bytes of one request
+INBOX = 65536  # bytes that are read at once
 OWED_LIMIT = 16 * 1024 * 1024  # bytes that an agent may leave unread before it is hung up on
 GUESTS = 16  # connections that have not said hello
 PR_SET_CHILD_SUBREAPER = 36
@@ -32,12 +33,13 @@ if TYPE_CHECKING:
 class Connection:
     """One agent's end of the socket."""
 
-    __slots__ = ("blocked", "greeted", "number", "owed", "received", "socket")
+    __slots__ = ("blocked", "env", "greeted", "number", "owed", "received", "socket")
 
     def __init__(self, peer: socket.socket, number: int) -> None:
         self.socket = peer
         self.number = number
         self.greeted = False
+        self.env: dict[str, str] = {}  # of every start, below the start's own
         self.blocked = False  # until it has read some of what it is owed
         self.received = bytearray()
         self.owed = bytearray()
@@ -54,6 +56,7 @@ class Service:
         self._connections: dict[int, Connection] = {}
         self._agent: Connection | None = None
         self._accepted = 0
+        self._inbox = memoryview(bytearray(INBOX))
         self._journal = Journal(os.path.join(directory, "journal"))
         self._runs = Runs(
             self._journal, Spawner(os.path.join(directory, "f")), self._epoll, self._tell
@@ -72,13 +75,18 @@ class Service:
                     _complain()
             if self._runs.ending():
                 self._runs.look()
+            if self._runs.patience() == 0.0:
+                self._runs.settle()
             self._flush()
             if self._over():
                 return
 
     def _patience(self) -> float | None:
+        young = self._runs.patience()
         if self._runs.ending():
-            return LOOK_AGAIN
+            return LOOK_AGAIN if young is None else min(young, LOOK_AGAIN)
+        if young is not None:
+            return young
         if self._agent is None and not self._runs.busy():
             return max(0.0, self._idle_since + self._idle - time.monotonic())
         return None
@@ -124,50 +132,51 @@ class Service:
         if not events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
             return
         try:
-            data = connection.socket.recv(1024 * 1024)
+            size = connection.socket.recv_into(self._inbox)
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        if not data:
+            size = 0
+        if not size:
             self._hang_up(connection)
             return
-        connection.received += data
-        *lines, rest = connection.received.split(b"\n")
-        connection.received = rest
-        for line in lines:
-            if connection.socket.fileno() < 0:
-                return
-            self._request(connection, bytes(line))
-        if len(rest) > LINE_LIMIT:
+        data = bytes(self._inbox[:size])
+        if b"\n" in data:
+            *lines, rest = (bytes(connection.received) + data).split(b"\n")
+            connection.received = bytearray(rest)
+            for line in lines:
+                if connection.socket.fileno() < 0:
+                    return
+                self._request(connection, line)
+        else:
+            connection.received += data
+        if len(connection.received) > LINE_LIMIT:
             self._hang_up(connection)
 
     def _request(self, connection: Connection, raw: bytes) -> None:
         """Carry out one line; one that makes no sense ends its connection, nothing else."""
         try:
             asked = json.loads(raw)
-            if asked["t"] == "hello":
-                self._hello(connection)
+            kind = asked["t"]
+            if kind == "hello":
+                self._hello(connection, asked)
             elif not connection.greeted:
                 self._hang_up(connection)
-            elif asked["t"] == "start":
-                self._start(asked)
-            elif asked["t"] == "signal":
+            elif kind == "start":
+                _check(asked)
+                self._runs.write_again()
+                self._runs.start(asked, {**connection.env, **asked["env"]})
+            elif kind == "forget":
+                self._runs.forget(asked["s"])
+            elif kind == "signal":
+                number = int(asked["n"])
                 done = self._runs.signal(asked["s"], int(asked["signal"]))
-                self._tell({"t": "signalled", "n": asked["n"], "done": done})
-            elif asked["t"] == "forget":
-                for start_id in asked["s"]:
-                    self._runs.forget(start_id)
+                self._tell(f'"t":"signalled","n":{number},"done":{json.dumps(done)}')
         except Exception:
             _complain()
             self._hang_up(connection)
 
-    def _start(self, asked: Line) -> None:
-        _check(asked)
-        self._runs.write_again()
-        self._runs.start(asked)
-
-    def _hello(self, connection: Connection) -> None:
+    def _hello(self, connection: Connection, said: Line) -> None:
         """From now on this is the agent: what an older one has sent and we not read never counts.
 
         Its request could otherwise start a task that the new one has booked as never begun.
@@ -175,22 +184,23 @@ class Service:
         for other in tuple(self._connections.values()):
             if other.number < connection.number:
                 self._hang_up(other)
+        self._runs.settle()  # told to nobody: the hello's answer tells of them
         connection.greeted = True
+        connection.env = dict(said.get("env", {}))
         self._agent = connection
+        journal_id = json.dumps(self._journal.journal_id)
         self._tell(
-            {
-                "t": "hello",
-                "v": VERSION,
-                "journal": self._journal.journal_id,
-                "pid": os.getpid(),
-                "runs": self._runs.all(),
-            }
+            f'"t":"hello","v":{VERSION},"journal":{journal_id},"pid":{os.getpid()},'
+            f'"runs":[{self._runs.all()}]'
         )
 
-    def _tell(self, line: Line) -> None:
-        """Put a line on its way to the agent. Without one it waits for the next hello's answer."""
+    def _tell(self, line: str) -> None:
+        """Put a line on its way to the agent, given as the members of a JSON object.
+
+        Without an agent it waits for the next hello's answer.
+        """
         if self._agent is not None:
-            self._agent.owed += encode(line)
+            self._agent.owed += b"{%s}\n" % line.encode("ascii")
 
     def _flush(self) -> None:
         if self._agent is not None and self._agent.owed:
@@ -225,11 +235,11 @@ class Service:
 
 def _check(asked: Line) -> None:
     """A start must have the form that the agent gives it."""
-    texts = [asked["s"], asked["cwd"], *asked["argv"], *asked["out"]]
-    texts += [*asked["env"].keys(), *asked["env"].values()]
-    sound = all(type(text) is str for text in texts) and "/" not in asked["s"]
-    if not sound or not asked["argv"] or len(asked["out"]) != 2 or type(asked["cap"]) is not int:
-        raise ValueError("a start that cannot be read")
+    argv, out = asked["argv"], asked["out"]
+    sound = type(argv) is list and argv and type(asked["env"]) is dict and len(out) == 2
+    texts = all(type(text) is str for text in (asked["cwd"], argv[0], *out))
+    if not sound or not texts or not plain(asked["s"]) or type(asked["cap"]) is not int:
+        raise ValueError("a start that cannot be read")  # exec looks at the other texts
 
 
 def _watch_signals() -> socket.socket:

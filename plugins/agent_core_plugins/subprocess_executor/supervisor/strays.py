@@ -7,6 +7,8 @@ import signal
 
 from . import tree
 
+PAGE = 65536  # bytes that are read at once
+FULL = 4000  # bytes in one read from which on there may be more: it ends with a page of memory
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -21,9 +23,39 @@ class Strays:
 
     def __init__(self) -> None:
         self._owners: dict[int, set[str]] = {}
+        pid = os.getpid()
+        try:
+            self._file = os.open(f"/proc/{pid}/task/{pid}/children", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # a kernel built without CONFIG_PROC_CHILDREN
+            self._file = -1
 
     def __bool__(self) -> bool:
         return bool(self._owners)
+
+    def none_beside(self, mains: int) -> bool:
+        """Have we as many children as there are main processes, which all are?"""
+        data = self._listed()
+        return data is not None and len(data.split()) == mains
+
+    def _listed(self) -> bytes | None:
+        """The pids of our children, zombies too; None if they cannot be read.
+
+        Only we remove any from that list, so that no part of it moves between two reads.
+        """
+        if self._file < 0:
+            return None
+        data = part = os.pread(self._file, PAGE, 0)
+        while len(part) >= FULL:
+            part = os.pread(self._file, PAGE, len(data))
+            data += part
+        return data
+
+    def _children(self) -> set[int]:
+        data = self._listed()
+        if data is not None:
+            return set(map(int, data.split()))
+        ours = os.getpid()
+        return {one.pid for one in tree.snapshot().values() if one.parent == ours}
 
     def look(
         self, mains: Collection[int], leaders: Mapping[int, str], told: Collection[str]
@@ -33,7 +65,7 @@ class Strays:
         `mains` are our own children, `leaders` the start ids of the runs not told as ended by the
         pid of their main process, `told` those of the others that are remembered.
         """
-        adopted = _children(os.getpid()).difference(mains)
+        adopted = self._children().difference(mains)
         for pid in self._owners.keys() - adopted:
             del self._owners[pid]
         for pid in adopted - self._owners.keys():
@@ -72,15 +104,3 @@ def _owners(one: tree.Process, leaders: Mapping[int, str], told: Collection[str]
     if owner in known:
         return {owner}
     return set() if owner in told else known
-
-
-def _children(pid: int) -> set[int]:
-    """Children of a single-threaded process, zombies too."""
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children", "rb", buffering=0) as file:
-            parts = []
-            while part := file.read(65536):
-                parts.append(part)
-        return set(map(int, b"".join(parts).split()))
-    except FileNotFoundError:  # a kernel built without CONFIG_PROC_CHILDREN
-        return {one.pid for one in tree.snapshot().values() if one.parent == pid}

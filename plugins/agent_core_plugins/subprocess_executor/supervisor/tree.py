@@ -4,14 +4,42 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections import namedtuple
 
 MARKER = b"REMOTEGPU_START_ID="
 PF_EXITING = 0x4
+SLACK = 0.0001  # seconds
 ENVIRON_LIMIT = 4 * 1024 * 1024  # bytes of an environment that are searched
 
 Process = namedtuple("Process", "pid state parent group session flags ticks")
 """One row of /proc; ticks is the start time, which with the pid names a process for ever."""
+
+
+class StartTimes:
+    """The start time of a child that was just begun, as /proc would say it.
+
+    It is the boot time in ticks, so that the moments before and after tell it, unless a tick went
+    by in between or this kernel has its own way: then /proc is read.
+    """
+
+    def __init__(self) -> None:
+        self._second = os.sysconf("SC_CLK_TCK")
+        self._agree: bool | None = None  # do /proc and our clock? None: nobody has looked
+
+    def of(self, pid: int, before: float) -> int:
+        """Our child, not reaped. `before` is the boot time before it began."""
+        first = int((before - SLACK) * self._second)
+        last = int((time.clock_gettime(time.CLOCK_BOOTTIME) + SLACK) * self._second)
+        if first == last and self._agree:
+            return first
+        one = process(pid)
+        if one is None:
+            return 0
+        ticks: int = one.ticks
+        if self._agree is not False:
+            self._agree = first <= ticks <= last
+        return ticks
 
 
 def process(pid: int) -> Process | None:
