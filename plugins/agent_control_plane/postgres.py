@@ -70,7 +70,7 @@ class Postgres:
     at_once = 1
 
     def __init__(self, url: URL) -> None:
-        self.name = url.render_as_string(hide_password=True)
+        self.name = _name(url)
         self.reading = _engine(url, read_only=True)
         self.writing = _engine(url)
         try:
@@ -120,6 +120,12 @@ class Postgres:
     def close(self) -> None:
         self.reading.dispose()
         self.writing.dispose()
+
+
+def _name(url: URL) -> str:
+    """For logs and messages: where it is, and nothing that opens it."""
+    shown = {name: url.query[name] for name in ("host", "options") if name in url.query}
+    return url.set(drivername="postgresql", query=shown).render_as_string(hide_password=True)
 
 
 def _payloads(sender: str, messages: Sequence[str]) -> list[str]:

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent_control_plane.kit import House, Place, open_house
+from tests.agent_control_plane.kit import BOTH, House, Place, open_house
 from tests.postgres import Cluster
-
-BOTH = ["sqlite", pytest.param("postgresql", marks=pytest.mark.engines)]
 
 
 @pytest.fixture(params=BOTH)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from agent_control_plane.app import create_app
 from agent_control_plane.db import Database
@@ -20,6 +21,7 @@ from tests.postgres import Cluster
 
 AGENT_TOKEN = "agent-token-0123456789"
 USER_TOKEN = "user-token-0123456789"
+BOTH = ["sqlite", pytest.param("postgresql", marks=pytest.mark.engines)]  # databases
 Answer = tuple[int, dict[str, Any]]  # business code, data or {"message": …}
 
 

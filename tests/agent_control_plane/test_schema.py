@@ -1,5 +1,6 @@
 """The tables that a new database gets are those that an old one is brought to."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,20 +11,27 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, inspect
 
 from agent_control_plane import schema
+from tests.agent_control_plane.kit import BOTH
+from tests.postgres import Cluster
 
 
-@pytest.fixture
-def empty(tmp_path: Path) -> Iterator[Callable[[], Engine]]:
+@pytest.fixture(params=BOTH)
+def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Engine]]:
     """Makes an empty database."""
-    made: list[Engine] = []
+    with contextlib.ExitStack() as stack:
+        made: list[Engine] = []
 
-    def make() -> Engine:
-        made.append(create_engine(f"sqlite:///{tmp_path}/{len(made)}.db"))
-        return made[-1]
+        def make() -> Engine:
+            url = f"sqlite:///{tmp_path}/{len(made)}.db"
+            if request.param != "sqlite":
+                cluster: Cluster = request.getfixturevalue("postgres")
+                url = cluster.url(stack.enter_context(cluster.schema()))
+                url = url.replace("postgresql:", "postgresql+psycopg:")
+            made.append(create_engine(url))
+            stack.callback(made[-1].dispose)
+            return made[-1]
 
-    yield make
-    for engine in made:
-        engine.dispose()
+        yield make
 
 
 def migrated(connection: Connection) -> None:
