@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from agent_core_plugins.subprocess_executor.supervisor.spawn import Refused, Spawner
-from agent_core_plugins.subprocess_executor.supervisor.strays import Strays
 from agent_core_plugins.subprocess_executor.supervisor.tree import StartTimes, process
 
 
@@ -103,8 +102,8 @@ def test_a_childs_start_time_is_the_one_that_proc_tells() -> None:
 
 NOTICED = """
 import os, sys
-from agent_core_plugins.subprocess_executor.supervisor.strays import Strays
 
+from agent_core_plugins.subprocess_executor.supervisor.strays import Strays
 def sleeping():
     return os.posix_spawn("/bin/sleep", ["sleep", "1000"], {})
 
