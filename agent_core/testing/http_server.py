@@ -6,7 +6,7 @@ import json
 import socket
 import struct
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from agent_core.api.wire import Json, envelope
@@ -42,7 +42,8 @@ class Reply:
     reset: bool = False  # it ends with a reset: after the answer, or in place of an empty raw
 
 
-Answering = Reply | Callable[[Request], Reply]
+# What a script holds; an awaited one lets the request hang until it is told what to answer.
+Answering = Reply | Callable[[Request], Reply | Awaitable[Reply]]
 
 
 def answer(data: Json = None, *, code: int = 0, message: str = "", status: int = 200) -> Reply:
@@ -137,6 +138,8 @@ class ScriptedServer:
                         self.requests = [*self.requests[-KEPT:], request]
                         self._arrived.notify_all()
                     reply = self._answer(request)
+                    if not isinstance(reply, Reply):
+                        reply = await reply
                     await _send(writer, reply)
                     if reply.close or reply.reset:
                         break
@@ -144,7 +147,7 @@ class ScriptedServer:
                 writer.close()
                 await writer.wait_closed()
 
-    def _answer(self, request: Request) -> Reply:
+    def _answer(self, request: Request) -> Reply | Awaitable[Reply]:
         for pattern, script in self._scripts.items():
             if script and _fits(pattern, request.path):
                 chosen = script.pop(0) if len(script) > 1 else script[0]

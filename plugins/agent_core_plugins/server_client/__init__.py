@@ -45,13 +45,15 @@ class ServerClientSettings(Section):
     timeout: Interval = 30.0
     """How long to wait for a connection, and for each next part of an answer."""
     poll_interval: Interval = 5.0
-    """Between two claims when the last one brought nothing."""
+    """Between two claims when the last one brought nothing and the server lets none wait."""
+    wait: Annotated[Duration, Field(ge=0, le=60)] = 30.0
+    """How long a claim may wait at a server that lets it; at most a third of the lease. 0: poll."""
     renew_interval: Interval = 60.0
     """Between two renewals of a lease, which also bring cancels; at most a third of the lease."""
     heartbeat_interval: Interval = 30.0
     """Between two heartbeats, which carry the machine's metrics."""
     batch_size: int = Field(10, ge=1, le=100)
-    """Tasks that one claim asks for, at most."""
+    """Tasks that one claim asks for, at most, of a server that takes no batches; else 100."""
 
     @field_validator("url")
     @classmethod
@@ -112,6 +114,7 @@ class ServerClient:
             source=NAME,
             batch_size=settings.batch_size,
             poll_interval=settings.poll_interval,
+            wait=settings.wait,
             clock=clock,
             log=log,
         )
@@ -152,6 +155,7 @@ class ServerClient:
                 for name, loop in loops.items():
                     group.create_task(loop, name=f"{NAME} {name}")
         finally:
+            await self._claimer.close()
             await self._server.close()
 
     async def _handle(self) -> AgentHandle:

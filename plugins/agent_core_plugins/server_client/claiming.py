@@ -2,19 +2,25 @@
 
 import asyncio
 import random
+from collections.abc import Sequence
 from typing import Any
 
-from agent_core import AgentHandle, Claim, Clock, Code, Demand, Lease, Unreachable
-from agent_core_plugins.server_client.contact import Contact
-from agent_core_plugins.server_client.leases import Leases
+from agent_core import AgentHandle, Claim, Clock, Code, Demand, Json, Lease, Task, Unreachable, wire
+from agent_core_plugins.server_client.contact import Contact, first
+from agent_core_plugins.server_client.hanging import Answered, Hanging, Question
+from agent_core_plugins.server_client.http import Reply
+from agent_core_plugins.server_client.leases import LATE, Leases
 from agent_core_plugins.server_client.reading import read_tasks
 
 CLAIM_NO = "claim_no"  # fact: the number of the last claim whose tasks were saved
 DRAIN_LIMIT = 30.0  # seconds after an outage in which waiting results go before new work
+MOST = 100  # tasks of one claim, of a server whose renewals are batched
+GATHER = 0.04  # seconds between two claims that only fill up what is had ready
+QUICK = 1.0  # seconds; an answer without anything that came sooner: this server does not wait
 
 
 class Claimer:
-    """One claim at a time; its number rises only with the tasks that it brought, saved."""
+    """One question at a time; its number rises only with the tasks that it brought, saved."""
 
     def __init__(
         self,
@@ -24,6 +30,7 @@ class Claimer:
         source: str,
         batch_size: int,
         poll_interval: float,
+        wait: float,
         clock: Clock,
         log: Any,
     ) -> None:
@@ -32,55 +39,136 @@ class Claimer:
         self._source = source
         self._batch_size = batch_size
         self._poll_interval = poll_interval
+        self._longest = wait
         self._clock = clock
         self._log = log
         self._one = asyncio.Lock()
+        self._hanging = Hanging(self._post)
+        self._stream = ""
+        self._asked_at = -GATHER  # boot time of the last claim
 
     async def claim(self, agent: AgentHandle, demand: Demand) -> Claim:
-        """Raises Unreachable. Asks nothing if nothing is wanted or the agent stops."""
+        """Raises Unreachable. Asks nothing if the agent stops.
+
+        A full agent asks only a server that lets claims wait: that one has commands for it.
+        """
         async with self._one:
-            if demand.slots < 1 or agent.stopping.is_set():
+            if agent.stopping.is_set():
                 return Claim(ask_again=self._pause())
             await self._contact.registered(agent)
+            if demand.slots < 1 and not self._wait:
+                return Claim(ask_again=self._pause())
             if await self._results_wait(agent):
                 return Claim(ask_again=1.0)
             await self._leases.revive(agent)
-            return await self._ask(agent, min(demand.slots, self._batch_size))
+            demand = await self._gathered(agent, demand)
+            if agent.stopping.is_set() or (demand.slots < 1 and not self._wait):
+                return Claim(ask_again=self._pause())
+            self._stream = agent.stream
+            number = await self._next_number(agent)
+            self._asked_at = self._clock.boottime()
+            if self._wait:
+                return await self._patiently(agent, demand, number)
+            question = self._question(demand, number)
+            reply = await self._post(question)
+            return await self._brought(agent, number, [Answered(question, reply, newest=True)])
 
-    async def _ask(self, agent: AgentHandle, limit: int) -> Claim:
-        number = await self._next_number(agent)
-        reply = await self._contact.call(
-            "tasks/claim",
-            machine_id=self._contact.identity["machine_id"],
-            limit=limit,
-            request_id=f"{agent.stream}:{number}",
-        )
+    async def close(self) -> None:
+        await self._hanging.close()
+
+    @property
+    def _wait(self) -> int:
+        """Seconds that a claim may hang, for its tasks' leases count from when it was sent."""
+        if not self._contact.speaks(wire.Word.WAIT):
+            return 0
+        return int(min(self._longest, self._contact.lease_sec / LATE))
+
+    async def _gathered(self, agent: AgentHandle, demand: Demand) -> Demand:
+        """Few claims cost less than many: while no slot is idle there is a moment's time."""
+        until = self._asked_at + GATHER
+        while demand.again and not demand.free.slots and not agent.stopping.is_set():
+            left = until - self._clock.boottime()
+            if left <= 0:
+                break
+            await first(self._clock.sleep(left), demand.changed.next(), agent.stopping.wait())
+            demand = demand.again()
+        return demand
+
+    async def _patiently(self, agent: AgentHandle, demand: Demand, number: int) -> Claim:
+        """Until the server has tasks, or the time is up."""
+
+        def question(demand: Demand) -> Question:
+            return self._question(demand, number)
+
+        while True:
+            began = self._clock.boottime()
+            found = await self._hanging.answers(agent, demand, question)
+            claim = await self._brought(agent, number, found)
+            if claim.tasks or agent.stopping.is_set():
+                return claim
+            commanded = [self._contact.heard(each.reply) for each in found]
+            if any(each.newest for each in found) and not any(commanded):
+                quick = self._clock.boottime() - began < QUICK
+                return claim if quick else Claim()
+
+    def _question(self, demand: Demand, number: int) -> Question:
+        most = MOST if self._contact.speaks(wire.Word.EVENTS) else self._batch_size
+        free = demand.free
+        gpus = [{"name": each.name, "memory": each.memory} for each in free.devices]
+        told = {
+            "slots": free.slots,
+            "resources": {"gpus": gpus, "cpus": free.cpus, "memory": free.memory},
+            "urgent_at_most": demand.urgent_at_most,
+        }
+        return Question(number, min(demand.slots, most), told, self._wait)
+
+    async def _post(self, question: Question) -> Reply:
+        """Raises Unreachable for every answer that says nothing of tasks."""
+        body: dict[str, Json] = {
+            "machine_id": self._contact.identity["machine_id"],
+            "limit": question.limit,
+            "request_id": f"{self._stream}:{question.number}",
+        }
+        if self._contact.capabilities is not None:
+            body["free"] = question.free
+        if self._wait:
+            body["wait_sec"] = question.wait
+        reply = await self._contact.call("tasks/claim", patience=question.wait, **body)
         if reply.code == Code.NOT_AUTHORISED:
             raise Unreachable(f"the server refuses this agent's token: {reply.message}")
         if reply.code != Code.OK:  # no such route is a proxy's word: every server has this one
             raise Unreachable(
                 f"claim answered {reply.code}: {reply.message}", retry_after=reply.retry_after
             )
-        entries = reply.data.get("tasks") if isinstance(reply.data, dict) else None
-        if not isinstance(entries, list | None):
+        if not isinstance(_entries(reply), list | None):
             raise Unreachable("claim was answered with tasks that are no list")
-        if not entries:
+        return reply
+
+    async def _brought(self, agent: AgentHandle, number: int, answers: Sequence[Answered]) -> Claim:
+        tasks: list[Task] = []
+        given = 0
+        full = True
+        for each in answers:
+            entries = _entries(each.reply) or []
+            given += len(entries)
+            full = full and len(entries) >= each.question.limit
+            tasks += read_tasks(
+                entries,
+                source=self._source,
+                agent_id=agent.agent_id,
+                lease=Lease(until=each.reply.sent.plus(self._contact.lease_sec)),
+                clock=self._clock,
+                log=self._log,
+            )
+        if not given:
             return Claim(ask_again=self._pause())
-        tasks = read_tasks(
-            entries,
-            source=self._source,
-            agent_id=agent.agent_id,
-            lease=Lease(until=reply.sent.plus(self._contact.lease_sec)),
-            clock=self._clock,
-            log=self._log,
-        )
         if not tasks:  # nothing to save it with, and the same number brings the same again
             await agent.set_fact(CLAIM_NO, str(number))
-        full = len(entries) >= limit
+        go_on = tasks and (full or self._wait)
         return Claim(
             tasks=tasks,
             facts={CLAIM_NO: str(number)},
-            ask_again=0.0 if full and tasks else self._pause(),
+            ask_again=0.0 if go_on else self._pause(),
         )
 
     async def _next_number(self, agent: AgentHandle) -> int:
@@ -100,3 +188,7 @@ class Claimer:
 
     def _pause(self) -> float:
         return self._poll_interval * random.uniform(0.9, 1.1)
+
+
+def _entries(reply: Reply) -> Json:
+    return reply.data.get("tasks") if isinstance(reply.data, dict) else None

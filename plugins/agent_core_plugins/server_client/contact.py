@@ -17,10 +17,10 @@ from agent_core import (
     wire,
 )
 from agent_core_plugins.server_client.http import Reply, Server
-from agent_core_plugins.server_client.machine import devices, metrics, own_address
+from agent_core_plugins.server_client.machine import has, metrics, own_address
 
 LEASE_SEC = 300.0  # of a server that does not say
-SPOKEN = (wire.Word.EVENTS,)  # the extensions that we know
+SPOKEN = (wire.Word.EVENTS, wire.Word.WAIT)  # the extensions that we know
 EVENTS_LIMIT = 100  # in one request, at most
 BYTES_LIMIT = 8 * 2**20  # of one request, at most
 BYTES_LEAST = 4096  # a server that names less means something else
@@ -47,7 +47,7 @@ class Contact:
         self.known = asyncio.Event()  # set when register was answered for the first time
         self.back_since: Instant | None = None  # until the results of the outage are told
         self.state: State = "unknown"
-        self.hear: Callable[[Json], None] = _deaf  # what is done with the commands of an answer
+        self.hear: Callable[[Json], bool] = _deaf  # what is done with the commands of an answer
         self._server = server
         self._url = url
         self._clock = clock
@@ -75,17 +75,21 @@ class Contact:
         self._listening.append(asyncio.Event())
         return self._listening[-1]
 
-    async def call(self, path: str, **fields: Json) -> Reply:
-        """One call; raises Unreachable. A refused token is an answer, code 30012."""
-        return await self._judged(path, {"agent_id": self.identity["agent_id"], **fields})
+    async def call(self, path: str, *, patience: float = 0.0, **fields: Json) -> Reply:
+        """One call; raises Unreachable. A refused token is an answer, code 30012.
+
+        `patience` is what the server may take for it beyond the time that it always has.
+        """
+        body = {"agent_id": self.identity["agent_id"], **fields}
+        return await self._judged(path, body, patience)
 
     async def send(self, path: str, content: bytes) -> Reply:
         """As `call`, of a body that is JSON already."""
         return await self._judged(path, content)
 
-    async def _judged(self, path: str, body: Json) -> Reply:
+    async def _judged(self, path: str, body: Json, patience: float = 0.0) -> Reply:
         try:
-            reply = await self._server.call(f"/api/v1/agent/{path}", body)
+            reply = await self._server.call(f"/api/v1/agent/{path}", body, patience)
         except Unreachable as error:
             self._note("away", str(error))
             raise
@@ -130,7 +134,7 @@ class Contact:
             max_workers=agent.max_workers,
             labels=dict(agent.labels),
             executors=list(agent.executors),
-            gpus=devices(await agent.inventory()),
+            **has(await agent.inventory()),
             capabilities=list(SPOKEN),
         )
         self._must_be_answer(reply, "register")
@@ -157,10 +161,10 @@ class Contact:
             self._log.warning("the server refuses a heartbeat", reason=reply.message)
         self.heard(reply)
 
-    def heard(self, reply: Reply) -> None:
-        """Commands come in any answer that may carry them."""
-        if isinstance(reply.data, Mapping) and (commands := reply.data.get("commands")):
-            self.hear(commands)
+    def heard(self, reply: Reply) -> bool:
+        """Commands come in any answer that may carry them. True if there was a new one."""
+        commands = reply.data.get("commands") if isinstance(reply.data, Mapping) else None
+        return bool(commands) and self.hear(commands)
 
     def _must_be_answer(self, reply: Reply, what: str) -> None:
         if reply.code == Code.NOT_AUTHORISED:
@@ -229,5 +233,6 @@ def _bounded(value: Json, least: int, most: int) -> int:
     return min(value, most)
 
 
-def _deaf(_commands: Json) -> None:
+def _deaf(_commands: Json) -> bool:
     """A server that was not asked for commands gives none."""
+    return False

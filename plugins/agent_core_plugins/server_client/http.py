@@ -44,17 +44,22 @@ class Server:
             headers |= {"X-Agent-Token": token, "Authorization": f"Bearer {token}"}
         self._client = _client(url, headers, timeout)
 
-    async def call(self, path: str, body: Json) -> Reply:
-        """POST and judge; bytes are JSON already. Raises Unreachable for what is no answer."""
+    async def call(self, path: str, body: Json, patience: float = 0.0) -> Reply:
+        """POST and judge; bytes are JSON already. Raises Unreachable for what is no answer.
+
+        The server has `patience` seconds more than usual before it begins to answer.
+        """
         content = body if isinstance(body, bytes) else encode(body)
+        read = self._timeout + patience
+        deadline = DEADLINE * self._timeout + patience
         sent = Instant.now(self._clock)
         try:
-            async with asyncio.timeout(DEADLINE * self._timeout):
-                response, raw = await self._exchange(path, content)
+            async with asyncio.timeout(deadline):
+                response, raw = await self._exchange(path, content, read)
         except TimeoutError:
-            raise Unreachable(f"no whole answer within {DEADLINE * self._timeout:g} s") from None
+            raise Unreachable(f"no whole answer within {deadline:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
-            raise Unreachable(_words(error, self._timeout)) from error
+            raise Unreachable(_words(error, read)) from error
         except RuntimeError as error:
             if not self._client.is_closed:
                 raise
@@ -64,20 +69,27 @@ class Server:
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def _exchange(self, path: str, content: bytes) -> tuple[httpx.Response, bytes]:
+    async def _exchange(
+        self, path: str, content: bytes, read: float
+    ) -> tuple[httpx.Response, bytes]:
         try:
-            response = await self._send(path, content)
+            response = await self._send(path, content, read)
         except _STALE:
             # The server may close a kept connection at the very moment we use it again. Each call
             # may be repeated, so once is free; a second failure is an outage.
-            response = await self._send(path, content)
+            response = await self._send(path, content, read)
         try:
             return response, await _read(response)
         finally:
             await response.aclose()
 
-    async def _send(self, path: str, content: bytes) -> httpx.Response:
-        request = self._client.build_request("POST", self._url + path, content=content)
+    async def _send(self, path: str, content: bytes, read: float) -> httpx.Response:
+        request = self._client.build_request(
+            "POST",
+            self._url + path,
+            content=content,
+            timeout=httpx.Timeout(self._timeout, read=read),
+        )
         return await self._client.send(request, stream=True)
 
 

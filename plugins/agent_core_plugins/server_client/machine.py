@@ -21,11 +21,12 @@ def own_address(url: str) -> str:
         return ""
 
 
-def devices(inventory: Inventory) -> list[dict[str, Json]]:
-    """What register tells of the GPUs: what there is, not how busy it is."""
-    return [
+def has(inventory: Inventory) -> dict[str, Json]:
+    """What register tells of the machine: what there is, not how busy it is."""
+    gpus = [
         {"uuid": gpu.uuid, "name": gpu.name, "memory": gpu.memory_total} for gpu in inventory.gpus
     ]
+    return {"gpus": gpus, "cpus": inventory.cpu_cores, "memory": inventory.memory_total}
 
 
 def metrics(inventory: Inventory) -> dict[str, Json]:
