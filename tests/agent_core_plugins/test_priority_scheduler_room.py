@@ -1,6 +1,7 @@
 """Who fits what is free, who waits although others start, and who makes room for whom."""
 
 from collections import Counter, deque
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given, settings
@@ -141,6 +142,32 @@ def test_being_planned_and_not_started_is_no_pass():
     line = line_of(big, small)
     for _ in range(5 * PASSES):
         assert ids(line.next([], Free(slots=1, devices=ALL[:1]))) == ["small"]
+
+
+def test_in_one_plan_a_big_one_is_passed_no_more_often_than_in_many():
+    big = make_task(id="big", resources=Resources(cpus=16.0))
+    small = [
+        make_task(created_at=big.created_at + 1, resources=Resources(cpus=1.0)) for _ in range(15)
+    ]
+    line = line_of(big, *small)
+    assert len(line.next([], Free(slots=20, cpus=15.0)).start) == PASSES
+
+
+def test_how_often_one_was_passed_is_forgotten_when_it_has_left():
+    big, small = make_task(id="big", resources=gpus(2)), make_task(resources=gpus(1))
+    line = line_of(big, small)
+    line.next([], Free(slots=1, devices=ALL[:1]))
+    line.remove(small.key)
+    assert line._passed == {big.key: 1}
+    line.remove(big.key)
+    assert line._passed == {}
+
+
+def test_one_that_asks_for_something_else_by_now_is_planned_once():
+    before = make_task(id="changed", resources=gpus(1))
+    line = line_of(before, replace(before, resources=Resources()))
+    assert ids(line.next([], WHOLE)) == ["changed"]
+    assert ids(line.next([], Free(slots=4))) == ["changed"]
 
 
 wishes = st.one_of(
@@ -285,6 +312,8 @@ def test_it_takes_one_whose_devices_are_enough_rather_than_several():
     assert named(a100.next(running, free)) == ["both"]
     three = line_of(make_task(priority=1, resources=gpus(3)))
     assert named(three.next(running, free)) == ["one", "both"]
+    a100.add(make_task(priority=2))
+    assert named(a100.next(running, free)) == ["none", "both"], "the least urgent first"
 
 
 def test_nobody_makes_room_in_vain():
