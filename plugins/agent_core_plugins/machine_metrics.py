@@ -1,11 +1,14 @@
 """The plugin that knows this machine: processor, memory and disk by psutil, NVIDIA GPUs by NVML."""
 
 import asyncio
+import contextlib
+import ctypes
 import os
 import platform
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -14,6 +17,7 @@ import psutil
 from agent_core import Gpu, Instant, Inventory, PluginContext, hookimpl
 
 GPU_LIMIT = 5.0  # seconds that NVML may take; a hanging driver blocks every call to it
+LIBRARY = "libnvidia-ml.so.1"
 GPU_AGAIN = 60.0  # seconds after a failure until the library is asked again
 T = TypeVar("T")
 
@@ -22,12 +26,17 @@ class MachineMetrics:
     """Reads anew whenever it is asked; what cannot be read is None."""
 
     def __init__(
-        self, settings: object, context: PluginContext, nvml: "Nvml | None" = None
+        self,
+        settings: object,
+        context: PluginContext,
+        nvml: "Nvml | None" = None,
+        gpu_limit: float = GPU_LIMIT,
     ) -> None:
         self._state_dir = context.state_dir
         self._clock = context.clock
         self._log = context.log
         self._nvml = nvml or Nvml()
+        self._gpu_limit = gpu_limit
         self._gpus_failed: Instant | None = None
         self._gpus_said = ""
         _read(lambda: psutil.cpu_percent(interval=None))  # from here on there is a span to judge
@@ -57,9 +66,9 @@ class MachineMetrics:
         if self._gpus_failed and self._gpus_failed.age(self._clock) < GPU_AGAIN:
             return ()
         try:
-            gpus = await in_daemon(self._nvml.gpus, GPU_LIMIT)
+            gpus = await in_daemon(self._nvml.gpus, self._gpu_limit)
         except TimeoutError:
-            return self._without(f"the NVIDIA driver did not answer within {GPU_LIMIT:g} s")
+            return self._without(f"the NVIDIA driver did not answer within {self._gpu_limit:g} s")
         except Exception as error:  # the binding has its own error tree, the loader another
             return self._without(f"no NVIDIA GPU can be read: {error}")
         self._gpus_failed, self._gpus_said = None, ""
@@ -87,20 +96,31 @@ class Nvml:
         try:
             nvml = self._open()
             try:
-                return tuple(_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
+                count = nvml.nvmlDeviceGetCount()
             except Exception:
-                self._library = None
+                self._close(nvml)
                 raise
+            # One that fell off the bus is still counted, and must not take the others with it.
+            found = [_read(partial(_gpu, nvml, index)) for index in range(count)]
+            return tuple(gpu for gpu in found if gpu is not None)
         finally:
             self._lock.release()
 
     def _open(self) -> ModuleType:
         if self._library is None:
-            import pynvml  # noqa: PLC0415 - 6 MB that a machine without a GPU does not need
+            ctypes.CDLL(LIBRARY)  # asked first: the binding is 6 MB that only a GPU is worth
+
+            import pynvml  # noqa: PLC0415
 
             pynvml.nvmlInit()
             self._library = pynvml
         return self._library
+
+    def _close(self, nvml: Any) -> None:
+        """A driver that was loaded anew answers only who has let go of the former one."""
+        self._library = None
+        with contextlib.suppress(Exception):
+            nvml.nvmlShutdown()
 
 
 def _gpu(nvml: Any, index: int) -> Gpu:
