@@ -23,6 +23,7 @@ from agent_core import (
     hookimpl,
 )
 from agent_core_plugins.server_client.claiming import Claimer
+from agent_core_plugins.server_client.commands import Commands
 from agent_core_plugins.server_client.contact import Contact
 from agent_core_plugins.server_client.courier import Courier
 from agent_core_plugins.server_client.http import Server
@@ -107,6 +108,8 @@ class ServerClient:
         self._progress = ProgressLoop(
             self._contact, self._courier, self._leases, source=NAME, clock=clock, log=log
         )
+        self._commands = Commands(self._contact, self._courier, source=NAME, clock=clock, log=log)
+        self._contact.hear = self._commands.hear
         self._reporter = Reporter(self._contact, self._courier, self._leases, log=log)
         self._claimer = Claimer(
             self._contact,
@@ -149,6 +152,7 @@ class ServerClient:
             "heartbeat": self._contact.keep(agent, self._settings.heartbeat_interval),
             "renew": self._leases.keep(agent, self._settings.renew_interval),
             "progress": self._progress.keep(agent),
+            "commands": self._commands.keep(agent),
         }
         try:
             async with asyncio.TaskGroup() as group:

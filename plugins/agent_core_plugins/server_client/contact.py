@@ -20,7 +20,7 @@ from agent_core_plugins.server_client.http import Reply, Server
 from agent_core_plugins.server_client.machine import has, metrics, own_address
 
 LEASE_SEC = 300.0  # of a server that does not say
-SPOKEN = (wire.Word.EVENTS, wire.Word.WAIT)  # the extensions that we know
+SPOKEN = (wire.Word.EVENTS, wire.Word.WAIT, wire.Word.COMMANDS)  # the extensions that we know
 EVENTS_LIMIT = 100  # in one request, at most
 BYTES_LIMIT = 8 * 2**20  # of one request, at most
 BYTES_LEAST = 4096  # a server that names less means something else

@@ -1,4 +1,4 @@
-"""The plugin against the real control plane, on a real socket."""
+"""The plugin against the real control plane, on a real socket, with the extensions and without."""
 
 import asyncio
 import itertools
@@ -20,6 +20,7 @@ from agent_core import (
     Demand,
     Event,
     EventKind,
+    Free,
     Outcome,
     Progress,
     Reason,
@@ -27,6 +28,7 @@ from agent_core import (
     Task,
     Unreachable,
     Usage,
+    wire,
 )
 from agent_core.api.http import QuietServer
 from agent_core.clock import SystemClock
@@ -54,13 +56,30 @@ class Control:
         assert response.status_code == 200, response.text
 
 
+EVERYTHING = tuple(wire.Word)
+SPOKEN = {
+    "all": EVERYTHING,
+    "none": (),
+    **{f"all but {word}": tuple(w for w in EVERYTHING if w != word) for word in EVERYTHING},
+}
+# Each without one word costs as much as the rest together: one test goes through all of them.
+any_words = pytest.mark.parametrize("words", SPOKEN)
+all_words = pytest.mark.parametrize("words", ["all"])
+
+
+@pytest.fixture(params=["all", "none"])
+def words(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-async def control(tmp_path: Path) -> AsyncIterator[Control]:
+async def control(tmp_path: Path, words: str) -> AsyncIterator[Control]:
     settings = ServerSettings(
         database=f"sqlite:///{tmp_path}/server.db",
         agent_token=AGENT_TOKEN,
         user_token=USER_TOKEN,
         lease_sec=120,
+        extensions=SPOKEN[words],
     )
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setblocking(False)
@@ -76,7 +95,7 @@ async def control(tmp_path: Path) -> AsyncIterator[Control]:
 
 
 async def claimed(site: Any, slots: int = 1) -> list[Task]:
-    claim = await site.client.claim(Demand(slots=slots))
+    claim = await site.client.claim(Demand(slots=slots, free=Free(slots=slots)))
     site.agent.save(claim.tasks, claim.facts)
     return list(claim.tasks)
 
@@ -90,11 +109,12 @@ async def told(site: Any, *events: Event) -> list[Answer]:
     return [receipt.answer for receipt in await site.client.report(events)]
 
 
+@any_words
 async def test_a_task_goes_from_submit_to_its_result(control: Control, opened: Any) -> None:
     task_id = await control.submit(
         command="train", args=["--epochs", "3"], env={"A": "1"}, timeout=77, priority=2, name="n"
     )
-    async with opened(url=control.url, token=AGENT_TOKEN) as site:
+    async with opened(url=control.url, token=AGENT_TOKEN, wait=1) as site:
         (task,) = await claimed(site)
         assert (task.id, task.command, task.args) == (task_id, "train", ("--epochs", "3"))
         assert (task.env, task.timeout, task.priority, task.name) == ({"A": "1"}, 77, 2, "n")
@@ -126,31 +146,34 @@ async def test_a_task_goes_from_submit_to_its_result(control: Control, opened: A
     assert seen["usage"]["max_rss_bytes"] == 1024
 
 
-@pytest.mark.parametrize(
-    ("outcome", "status"),
-    [
-        (Outcome(reason=Reason.EXITED, exit_code=0), "completed"),
-        (Outcome(reason=Reason.REFUSED, error_code=30006, error="not allowed"), "failed"),
-        (Outcome(reason=Reason.NEVER_RAN, error_code=30007, error="no such file"), "failed"),
-        (Outcome(reason=Reason.TIMEOUT, exit_code=124, error_code=30011), "failed"),
-        (Outcome(reason=Reason.SIGNAL, exit_code=137, signal="SIGKILL"), "failed"),
-        (Outcome(reason=Reason.LOST, error_code=30008, error="lost"), "failed"),
-        (Outcome(reason=Reason.CANCELLED, exit_code=143, signal="SIGTERM"), "cancelled"),
-    ],
-)
-async def test_every_kind_of_end_is_taken_with_its_reason(
-    control: Control, opened: Any, outcome: Outcome, status: str
-) -> None:
-    task_id = await control.submit()
-    async with opened(url=control.url, token=AGENT_TOKEN) as site:
-        (task,) = await claimed(site)
-        assert await told(site, event(EventKind.COMPLETE, task, outcome=outcome)) == [Answer.TAKEN]
-    seen = await control.look(task_id)
-    assert (seen["status"], seen["reason"], seen["exit_code"]) == (
-        *(status, outcome.reason.value),
-        outcome.exit_code,
-    )
-    assert (seen["error_code"] or 0) == outcome.error_code
+ENDS = [
+    (Outcome(reason=Reason.EXITED, exit_code=0), "completed"),
+    (Outcome(reason=Reason.REFUSED, error_code=30006, error="not allowed"), "failed"),
+    (Outcome(reason=Reason.NEVER_RAN, error_code=30007, error="no such file"), "failed"),
+    (Outcome(reason=Reason.TIMEOUT, exit_code=124, error_code=30011), "failed"),
+    (Outcome(reason=Reason.SIGNAL, exit_code=137, signal="SIGKILL"), "failed"),
+    (Outcome(reason=Reason.LOST, error_code=30008, error="lost"), "failed"),
+    (Outcome(reason=Reason.CANCELLED, exit_code=143, signal="SIGTERM"), "cancelled"),
+]
+
+
+async def test_every_kind_of_end_is_taken_with_its_reason(control: Control, opened: Any) -> None:
+    for _ in ENDS:
+        await control.submit()
+    async with opened(url=control.url, token=AGENT_TOKEN, wait=1) as site:
+        tasks = await claimed(site, len(ENDS))
+        events = [
+            event(EventKind.COMPLETE, task, outcome=outcome)
+            for task, (outcome, _) in zip(tasks, ENDS, strict=True)
+        ]
+        assert await told(site, *events) == [Answer.TAKEN] * len(ENDS)
+    for task, (outcome, status) in zip(tasks, ENDS, strict=True):
+        seen = await control.look(task.id)
+        assert (seen["status"], seen["reason"], seen["exit_code"]) == (
+            *(status, outcome.reason.value),
+            outcome.exit_code,
+        )
+        assert (seen["error_code"] or 0) == outcome.error_code
 
 
 async def test_a_claim_whose_answer_was_not_saved_brings_the_same_attempts(
@@ -158,7 +181,7 @@ async def test_a_claim_whose_answer_was_not_saved_brings_the_same_attempts(
 ) -> None:
     for _ in range(3):
         await control.submit()
-    async with opened(url=control.url, token=AGENT_TOKEN) as site:
+    async with opened(url=control.url, token=AGENT_TOKEN, wait=1) as site:
         first = await site.client.claim(Demand(slots=2))  # and here the agent dies
         again = await site.client.claim(Demand(slots=2))
         assert [task.key for task in again.tasks] == [task.key for task in first.tasks]
@@ -167,11 +190,12 @@ async def test_a_claim_whose_answer_was_not_saved_brings_the_same_attempts(
         assert await claimed(site, 2) == []
 
 
+@pytest.mark.parametrize("words", ["none", "all but commands"])
 async def test_a_cancel_on_the_server_reaches_the_agent_by_its_renewal(
     control: Control, opened: Any
 ) -> None:
     task_id = await control.submit()
-    async with opened(url=control.url, token=AGENT_TOKEN, renew_interval=0.05) as site:
+    async with opened(url=control.url, token=AGENT_TOKEN, wait=1, renew_interval=0.05) as site:
         (task,) = await claimed(site)
         await told(site, event(EventKind.START, task))
         site.agent.add(replace(task, status=Status.RUNNING, run_no=1))
@@ -186,7 +210,7 @@ async def test_a_cancel_on_the_server_reaches_the_agent_by_its_renewal(
 
 async def test_renew_and_progress_are_taken(control: Control, opened: Any) -> None:
     await control.submit()
-    async with opened(url=control.url, token=AGENT_TOKEN) as site:
+    async with opened(url=control.url, token=AGENT_TOKEN, wait=1) as site:
         (task,) = await claimed(site)
         await told(site, event(EventKind.START, task))
         assert await site.client._leases.renew(site.agent, task.key) == 0
@@ -203,7 +227,7 @@ async def test_renew_and_progress_are_taken(control: Control, opened: Any) -> No
 
 async def test_what_is_given_back_can_be_claimed_at_once(control: Control, opened: Any) -> None:
     task_id = await control.submit()
-    async with opened(url=control.url, token=AGENT_TOKEN) as site:
+    async with opened(url=control.url, token=AGENT_TOKEN, wait=1) as site:
         (task,) = await claimed(site)
         given = Outcome(reason=Reason.RELEASED, error="given back: the agent stops")
         assert await told(site, event(EventKind.RELEASE, task, outcome=given)) == [Answer.TAKEN]
@@ -216,7 +240,7 @@ async def test_what_is_given_back_can_be_claimed_at_once(control: Control, opene
 
 
 async def test_a_task_that_the_server_does_not_know_is_stale(control: Control, opened: Any) -> None:
-    async with opened(url=control.url, token=AGENT_TOKEN) as site:
+    async with opened(url=control.url, token=AGENT_TOKEN, wait=1) as site:
         unknown = Task(id="no-such-task", attempt_id="a", command="x", source="server_client")
         end = event(EventKind.COMPLETE, unknown, outcome=Outcome(reason=Reason.LOST))
         assert await told(site, end) == [Answer.STALE]
