@@ -153,7 +153,9 @@ class QuietServer(uvicorn.Server):
     Whoever runs it owns the signals and calls `stop`, a second time to leave at once.
     """
 
-    def __init__(self, app: Any, *, grace: int = 10) -> None:
+    def __init__(
+        self, app: Any, *, grace: int = 10, on_stop: Callable[[], None] | None = None
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -169,6 +171,7 @@ class QuietServer(uvicorn.Server):
             )
         )
         self._grace = grace  # seconds
+        self._on_stop = on_stop  # answers whatever hangs
         self._stop = asyncio.Event()
 
     async def main_loop(self) -> None:
@@ -186,6 +189,8 @@ class QuietServer(uvicorn.Server):
         asyncio.get_running_loop().call_later(self._grace, self.stop)
         self.should_exit = True
         self._stop.set()
+        if self._on_stop is not None:
+            self._on_stop()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn would leave at once, or cancel each handler, with a traceback for every one."""

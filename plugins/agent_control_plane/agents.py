@@ -5,7 +5,7 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
-from agent_control_plane import offers, outputs, schemas
+from agent_control_plane import commands, offers, outputs, schemas
 from agent_control_plane.event_schemas import CompleteEvent, RunEvent
 from agent_control_plane.events import Complete, Progress, Release, Renew, Start
 from agent_control_plane.ledger import act
@@ -88,10 +88,15 @@ def register(
     }
 
 
-def heartbeat(connection: Connection, call: schemas.Heartbeat, now: float) -> dict[str, Json]:
+def heartbeat(
+    connection: Connection, call: schemas.Heartbeat, now: float, commanded: bool
+) -> dict[str, Json]:
     metrics = json.dumps(call.metrics, allow_nan=False) if call.metrics is not None else None
     seen(connection, call.agent_id, call.machine_id, now, metrics=metrics)
-    return {"status": "ok"}
+    if not commanded:
+        return {"status": "ok"}
+    told = commands.tell(connection, call.agent_id, now)
+    return {"status": "ok", "commands": list(told.commands)}
 
 
 def start(

@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from agent_control_plane import reasons
+
 Time = str | None  # RFC 3339, UTC
 
 
@@ -13,6 +15,19 @@ class Answered(BaseModel):
 
 class Ok(Answered):
     status: Literal["ok"]
+
+
+class Command(Answered):
+    id: str
+    action: str
+    task_id: str
+    attempt_id: str
+    reason: str
+
+
+class Heard(Answered):
+    status: Literal["ok"]
+    commands: list[Command] = Field(default=[], description="not to older agents")
 
 
 class Limits(Answered):
@@ -87,6 +102,7 @@ class TaskSummary(Answered):
     regrant_at: Time
     unreachable_since: Time = Field(description="its agent has not been heard of since the lease")
     next_run_at: Time
+    waits_for: str | None = Field(description="in a few words, while it waits; explain says more")
     assigned_agent_id: str
     attempt_id: str | None
     cancel_requested_at: Time
@@ -111,6 +127,16 @@ class TaskDetail(TaskSummary):
 class TaskPage(Answered):
     tasks: list[TaskSummary]
     next_cursor: str | None
+
+
+class Reason(Answered):
+    machine_id: str = Field(description='"" = whatever the machine')
+    code: Literal[tuple(reason.value for reason in reasons.Reason)]  # type: ignore[valid-type]
+    text: str
+
+
+class Explained(Answered):
+    reasons: list[Reason] = Field(description="the most hopeful machine first, at most 100")
 
 
 class Deleted(Answered):
@@ -155,6 +181,7 @@ class GrantedTask(Answered):
 
 class Claimed(Answered):
     tasks: list[GrantedTask]
+    commands: list[Command] = Field(default=[], description="not to older agents")
 
 
 class Started(Answered):
@@ -175,14 +202,6 @@ class Renewed(Answered):
 class Progressed(Answered):
     task_id: str
     progress: int | None
-
-
-class Command(Answered):
-    id: str
-    action: str
-    task_id: str
-    attempt_id: str
-    reason: str
 
 
 class EventResult(Answered):

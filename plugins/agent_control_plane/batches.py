@@ -7,7 +7,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, bindparam, select
 from sqlalchemy.exc import DataError, IntegrityError
 
-from agent_control_plane import agents, outputs
+from agent_control_plane import agents, commands, outputs
 from agent_control_plane import event_schemas as told
 from agent_control_plane.agents import EVENTS
 from agent_control_plane.db import Database, several_write
@@ -52,58 +52,66 @@ class _Pair:
     attempt_changes: dict[str, Any]
 
 
-async def taken(db: Database, call: told.Events, now: float, terms: Terms) -> dict[str, Json]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """A request with its circumstances."""
+
+    call: told.Events
+    now: float
+    terms: Terms
+    commanded: bool  # the answer may carry commands
+
+
+async def taken(db: Database, batch: Batch) -> dict[str, Json]:
     """The whole batch in one transaction; where the database refuses it, its events one by one."""
-    if len(call.events) > EVENTS:
+    if len(batch.call.events) > EVENTS:
         raise Problem(Code.TOO_LARGE, f"events: at most {EVENTS} are taken at once; send fewer")
-    events = told.read_events(call.events)
+    events = told.read_events(batch.call.events)
     try:
-        return await db.write(lambda connection: take(connection, call, events, now, terms))
+        return await db.write(lambda connection: take(connection, batch, events))
     except Problem:
         raise
     except Exception as error:
         _log.warning("a batch of events is taken one by one", error=str(error)[:1000])
-    answers = [await _alone(db, call, event, now, terms) for event in events]
+    answers = [await _alone(db, batch, event) for event in events]
     return {
         "results": [each["results"][0] for each in answers],
         "commands": [command for each in answers for command in each["commands"]],
     }
 
 
-async def _alone(
-    db: Database, call: told.Events, event: Read, now: float, terms: Terms
-) -> dict[str, Json]:
+async def _alone(db: Database, batch: Batch, event: Read) -> dict[str, Json]:
     try:
-        return await db.write(lambda connection: take(connection, call, [event], now, terms))
+        return await db.write(lambda connection: take(connection, batch, [event]))
     except Problem:
         raise
     except (DataError, IntegrityError) as error:
         code, words = Code.INVALID, f"the database cannot keep this event: {error.orig}"
     except Exception:
-        _log.exception("an event failed", agent=call.agent_id)
+        _log.exception("an event failed", agent=batch.call.agent_id)
         code, words = Code.INTERNAL, "internal error; the server's log says more"
     return {"results": [{"code": int(code), "message": words[:500]}], "commands": []}
 
 
-def take(
-    connection: Connection, call: told.Events, events: Sequence[Read], now: float, terms: Terms
-) -> dict[str, Json]:
+def take(connection: Connection, batch: Batch, events: Sequence[Read]) -> dict[str, Json]:
     """An answer for each event, by position; what is refused has changed nothing."""
+    call, now = batch.call, batch.now
     agents.seen(connection, call.agent_id, call.machine_id, now)
-    batch = _Batch(connection, call, now, terms)
-    batch.load(events)
-    results = [batch.one(event) for event in events]
-    batch.save()
-    return {"results": results, "commands": []}
+    taking = _Taking(connection, batch)
+    taking.load(events)
+    results = [taking.one(event) for event in events]
+    taking.save()
+    said = commands.tell(connection, call.agent_id, now) if batch.commanded else commands.NONE
+    return {"results": results, "commands": list(said.commands)}
 
 
-class _Batch:
-    def __init__(self, connection: Connection, call: told.Events, now: float, terms: Terms) -> None:
+class _Taking:
+    def __init__(self, connection: Connection, batch: Batch) -> None:
         self._connection = connection
-        self._agent_id = call.agent_id
-        self._stream = call.stream
-        self._now = now
-        self._terms = terms
+        self._agent_id = batch.call.agent_id
+        self._stream = batch.call.stream
+        self._now = batch.now
+        self._terms = batch.terms
         self._pairs: dict[str, _Pair] = {}
         self._known: set[str] = set()
         self._runs: list[dict[str, Any]] = []
@@ -128,6 +136,8 @@ class _Batch:
         if isinstance(event, Problem):
             return {"code": int(event.code), "message": event.message}
         if isinstance(event, told.CommandEvent):
+            words = event.message or ""
+            commands.answered(self._connection, self._agent_id, event.id, event.code, words)
             return _DONE
         pair = self._pairs.get(event.attempt_id)
         if pair is None or pair.task.id != event.task_id:

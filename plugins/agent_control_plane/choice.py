@@ -35,11 +35,11 @@ class Line(NamedTuple):
     needs: str
 
 
-def _lines(ready_for: str) -> Select[Any]:
+def _lines() -> Select[Any]:
     """Each different text of needs once, by as many steps through the index as there are."""
-    here = tasks.c.ready_for == bindparam(ready_for)
+    here = tasks.c.ready_for == bindparam("here")
     first = select(tasks.c.needs).where(here).order_by(tasks.c.needs).limit(1).scalar_subquery()
-    walk = select(first.label("needs")).cte(f"line_{ready_for}", recursive=True)
+    walk = select(first.label("needs")).cte("line", recursive=True)
     after = (
         select(tasks.c.needs)
         .where(here & (tasks.c.needs > walk.c.needs))
@@ -51,7 +51,7 @@ def _lines(ready_for: str) -> Select[Any]:
     inner = tasks.alias()
     head = (
         select(inner.c.seq)
-        .where((inner.c.ready_for == bindparam(ready_for)) & (inner.c.needs == walk.c.needs))
+        .where((inner.c.ready_for == bindparam("here")) & (inner.c.needs == walk.c.needs))
         .order_by(inner.c.priority, inner.c.created_at, inner.c.seq)
         .limit(1)
         .scalar_subquery()
@@ -63,8 +63,7 @@ def _lines(ready_for: str) -> Select[Any]:
     )
 
 
-_LINES_ANY = _lines("any")
-_LINES_MINE = _lines("mine")
+_LINES = _lines()
 
 
 def _of_line(what: Sequence[Any]) -> Select[Any]:
@@ -88,22 +87,15 @@ _TAKE = (
 )
 
 
-def lines(connection: Connection, machine_id: str) -> list[Line]:
-    """What waits for this machine, and for any."""
-    found = [
-        Line((row[0], row[1], row[2]), "", row[3])
-        for row in connection.execute(_LINES_ANY, {"any": ""})
-    ]
-    found += [
-        Line((row[0], row[1], row[2]), machine_id, row[3])
-        for row in connection.execute(_LINES_MINE, {"mine": machine_id})
-    ]
-    return found
+def lines(connection: Connection, ready_for: str) -> list[Line]:
+    """What waits for this machine alone; "" = for any."""
+    rows = connection.execute(_LINES, {"here": ready_for})
+    return [Line((row[0], row[1], row[2]), ready_for, row[3]) for row in rows]
 
 
 def chosen(connection: Connection, offer: Offer, most: int) -> list[Row[Any]]:
     """The rows to grant, locked, the most urgent first; at most `most`."""
-    waiting = lines(connection, offer.machine_id)
+    waiting = lines(connection, "") + lines(connection, offer.machine_id)
     if offer.limit > 0:
         fit = [line for line in waiting if needs.fits(needs.read(line.needs), offer)]
         counts = _plan(connection, fit, offer.free, most)

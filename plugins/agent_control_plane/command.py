@@ -82,7 +82,8 @@ async def _serve(settings: "ServerSettings") -> None:
     except BaseException:
         listener.close()
         raise
-    http = QuietServer(create_app(Plane(settings, database, SystemClock())))
+    plane = Plane(settings, database, SystemClock())
+    http = QuietServer(create_app(plane), on_stop=plane.stop)
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, http.stop)

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, literal, select, update
 
+from agent_control_plane import messages
 from agent_control_plane.events import Settle
 from agent_control_plane.lifecycle import apply
 from agent_control_plane.rows import TASK_COLUMNS, read_task, write
@@ -160,8 +161,9 @@ def tell(connection: Connection, ids: Sequence[str], now: float, most: int = PIE
         why = {row.id: row for row in connection.execute(_NAMED, {"ids": list(ids)})}
         rows = connection.execute(_TELLABLE, {"ids": list(ids), "most": left}).all()
         ended_too = _settle(connection, rows, why, now)
-        if len(rows) == left:
-            return most  # perhaps some are left
+        if len(rows) == left:  # perhaps some are left
+            messages.say(connection, messages.Due(now))
+            return most
         left -= len(rows)
         connection.execute(_TOLD, {"ids": list(ids)})
         ids = ended_too

@@ -6,11 +6,11 @@ from typing import Any
 from sqlalchemy import Connection
 from starlette.requests import Request
 
-from agent_control_plane import agents, batches, idempotency, queue, schemas, tasks
+from agent_control_plane import agents, batches, claims, explain, idempotency, queue, schemas, tasks
 from agent_control_plane.plane import Plane
 from agent_control_plane.states import Terms
 from agent_core.api.http import Call, Problem, Reply
-from agent_core.api.wire import Code, Json
+from agent_core.api.wire import Code, Json, Word
 
 Handler = Callable[[Call], Awaitable[Reply]]
 Spoken = Callable[[Connection, str, Any, float, Terms], Json]
@@ -28,7 +28,8 @@ class AgentCalls:
         )
 
     async def heartbeat(self, call: Call) -> Reply:
-        return await _write(self._plane, agents.heartbeat, call.body)
+        ours = Word.COMMANDS in self._plane.words and not _older(call.request)
+        return await _write(self._plane, agents.heartbeat, call.body, ours)
 
     async def claim(self, call: Call) -> Reply:
         body: schemas.Claim = call.body
@@ -41,15 +42,18 @@ class AgentCalls:
             older_workers=self._plane.settings.older_agent_workers,
             free=body.free,
         )
-        now, terms = self._plane.clock.wall(), self._plane.terms
-        granted = await self._plane.db.write(
-            lambda connection: queue.claim(connection, asked, now, terms)
-        )
-        return Reply(data={"tasks": granted.tasks}, headers={"Cache-Control": "no-store"})
+        data = await claims.answer(self._plane, asked, body.wait_sec, call.request)
+        return Reply(data=data, headers={"Cache-Control": "no-store"})
 
     async def events(self, call: Call) -> Reply:
-        plane, body, now = self._plane, call.body, self._plane.clock.wall()
-        return Reply(data=await batches.taken(plane.db, body, now, plane.terms))
+        plane = self._plane
+        batch = batches.Batch(
+            call=call.body,
+            now=plane.clock.wall(),
+            terms=plane.terms,
+            commanded=Word.COMMANDS in plane.words,
+        )
+        return Reply(data=await batches.taken(plane.db, batch))
 
     def of_attempt(self, spoken: Spoken) -> Handler:
         plane = self._plane
@@ -119,6 +123,15 @@ class UserCalls:
 
     async def look(self, call: Call) -> Reply:
         return await self._read(tasks.look, _task_id(call))
+
+    async def explain(self, call: Call) -> Reply:
+        plane, now, task_id = self._plane, self._plane.clock.wall(), _task_id(call)
+        workers = plane.settings.older_agent_workers
+        return Reply(
+            data=await plane.db.read(
+                lambda connection: explain.explain(connection, task_id, now, workers)
+            )
+        )
 
     async def output(self, call: Call) -> Reply:
         task_id = _task_id(call)

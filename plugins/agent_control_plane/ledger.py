@@ -1,9 +1,10 @@
 """The book of tasks and attempts: load, apply, save; and the sweep of what time has changed."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, bindparam, select
+from sqlalchemy import Connection, Row, bindparam, func, select
 
 from agent_control_plane import dependencies
 from agent_control_plane.db import several_write
@@ -47,6 +48,7 @@ _DUE_NOW = (
 _LOCK_DUE = _DUE_NOW.with_for_update(skip_locked=True)
 _DUE = columns_with().where(tasks.c.seq.in_(_DUE_NOW))
 _THESE_DUE = columns_with().where(tasks.c.seq.in_(bindparam("seqs", expanding=True)))
+_NEXT_DUE = select(func.min(tasks.c.wake_at)).where(tasks.c.wake_at.is_not(None))
 
 
 def act(
@@ -100,6 +102,12 @@ def save(connection: Connection, *changes: Change) -> None:
     if ended:
         now = max(moment for _, moment in ended)
         dependencies.ended(connection, [task for task, _ in ended], now)
+
+
+def next_due(connection: Connection) -> float:
+    """When time alone changes a task next; infinity if never."""
+    found: float | None = connection.execute(_NEXT_DUE).scalar()
+    return math.inf if found is None else found
 
 
 def sweep(connection: Connection, now: float, terms: Terms) -> int:

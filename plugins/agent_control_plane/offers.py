@@ -9,7 +9,7 @@ from typing import Any, Final
 from agent_control_plane import schemas
 from agent_control_plane.needs import Offer
 from agent_core.api.wire import Json
-from agent_core.resources import MOST_BYTES, Device, Free
+from agent_core.resources import MOST_BYTES, Device, Free, Resources, read
 
 EVERYTHING: Final = Free(slots=0, cpus=math.inf, memory=MOST_BYTES)  # of what is not told
 
@@ -78,6 +78,12 @@ def _free(said: str) -> tuple[Free, int | None]:
         memory=resources.get("memory"),
     )
     return now, found.get("urgent_at_most")
+
+
+@lru_cache(maxsize=4096)
+def resources(asked: str) -> Resources:
+    """What a task's row says that it asks for."""
+    return read(json.loads(asked))
 
 
 def devices(gpus: Sequence[Mapping[str, Any]]) -> tuple[Device, ...]:

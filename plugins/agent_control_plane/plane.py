@@ -2,23 +2,26 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 from sqlalchemy import Connection, select
 
-from agent_control_plane import agents, idempotency, queue
+from agent_control_plane import agents, commands, idempotency, messages, queue
 from agent_control_plane.db import Database
-from agent_control_plane.ledger import SWEPT_AT_ONCE, sweep
+from agent_control_plane.ledger import SWEPT_AT_ONCE, next_due, sweep
 from agent_control_plane.settings import ServerSettings
 from agent_control_plane.tasks import Gauge
+from agent_control_plane.waker import Waker
 from agent_core import log
 from agent_core.api.http import Problem
 from agent_core.api.wire import Word
 from agent_core.clock import Clock
 
 SWEEP_EVERY: Final = 5.0  # seconds; a claim sweeps too, so nobody waits for this
-SPOKEN: Final = frozenset({Word.EVENTS})
+SWEEP_PAUSE: Final = 0.2  # seconds at least; what is due may be held by another server
+SPOKEN: Final = frozenset({Word.EVENTS, Word.WAIT, Word.COMMANDS})
 FORGET_EVERY: Final = 600.0  # seconds
 
 
@@ -32,19 +35,41 @@ class Plane:
         self.db = database
         self.clock = clock
         self.gauge = Gauge(settings.max_queue)
+        self.waker = Waker(clock)
+        self._due_at = math.inf  # when the next row is due, as far as known
+        self._sooner = asyncio.Event()
         self._log = log.get("server")
         self._forgot_at = clock.wall()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep time until the end, then close the database."""
+        self.db.listen(self._heard)
         keeper = asyncio.create_task(self._keep_time(), name="keep time")
         try:
             yield
         finally:
+            self.stop()
             keeper.cancel()
             await asyncio.gather(keeper, return_exceptions=True)
             await self.db.close()
+
+    def stop(self) -> None:
+        """Answer whoever hangs; nobody does any more."""
+        self.waker.stop()
+
+    def _heard(self, said: Sequence[str] | None) -> None:
+        if said is None:
+            self.waker.missed()
+            return
+        for text in said:
+            message = messages.read(text)
+            if isinstance(message, messages.Due):
+                if message.at < self._due_at:
+                    self._due_at = message.at
+                    self._sooner.set()
+            elif message is not None:
+                self.waker.heard(message)
 
     async def sweep(self) -> None:
         """What time has changed, in as many transactions as it takes."""
@@ -67,13 +92,31 @@ class Plane:
         idempotency.forget(connection, now)
         queue.forget(connection, now)
         agents.forget(connection, now)
+        commands.forget(connection)
+
+    async def _until_due(self) -> None:
+        """Sleep until a row is due, or a while."""
+        while True:
+            self._sooner.clear()
+            left = max(self._due_at - self.clock.wall(), SWEEP_PAUSE)
+            sleep = asyncio.ensure_future(self.clock.sleep(min(left, SWEEP_EVERY)))
+            sooner = asyncio.ensure_future(self._sooner.wait())
+            try:
+                await asyncio.wait((sleep, sooner), return_when=asyncio.FIRST_COMPLETED)
+                if sleep.done():
+                    return
+            finally:
+                sleep.cancel()
+                sooner.cancel()
 
     async def _keep_time(self) -> None:
         failing = False
         while True:
-            await self.clock.sleep(SWEEP_EVERY)
+            await self._until_due()
+            self._due_at = math.inf
             try:
                 await self.sweep()
+                self._due_at = min(self._due_at, await self.db.read(next_due))
                 if self.clock.wall() - self._forgot_at >= FORGET_EVERY:
                     self._forgot_at = self.clock.wall()
                     await self.forget()

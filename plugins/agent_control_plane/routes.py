@@ -72,7 +72,7 @@ def _agent_routes(plane: Plane) -> list[Endpoint]:
         row("register", calls.register, "Say who you are; learn the server's terms.",
             (schemas.Register, answers.Registered)),
         row("heartbeat", calls.heartbeat, "Say that you live, and how busy the machine is.",
-            (schemas.Heartbeat, answers.Ok)),
+            (schemas.Heartbeat, answers.Heard)),
         row("tasks/claim", calls.claim, "Be granted waiting tasks, each under a lease.",
             (schemas.Claim, answers.Claimed)),
         row("tasks/{id}/start", say(agents.start), "The run began.",
@@ -137,6 +137,8 @@ def _user_routes(plane: Plane) -> list[Endpoint]:
             body=schemas.CancelCall, refusals=(final,)),
         row("POST", "/{id}/retry", calls.retry, "A new task like a final one.",
             body=schemas.Nothing, refusals=(conflict,), status=201),
+        row("GET", "/{id}/explain", calls.explain, "Why it is where it is, machine by machine.",
+            answer=answers.Explained),
         row("GET", "/{id}/logs", calls.output, "A piece of what a run wrote.",
             query=schemas.LogsQuery, answer=answers.LogPiece),
     ]  # fmt: skip

@@ -1,6 +1,6 @@
 """Rows as what they stand for, and back: tasks with their attempts, read and written in bulk."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from functools import lru_cache
 from typing import Any, Final
@@ -19,6 +19,7 @@ from sqlalchemy import (
     update,
 )
 
+from agent_control_plane import messages
 from agent_control_plane.states import Attempt, Effect, End, State, Task
 from agent_control_plane.tables import attempts, tasks
 
@@ -52,6 +53,18 @@ def write(connection: Connection, *changes: Change) -> None:
     _update_all(connection, tasks, [(task.id, effect.task) for task, _, effect in changes])
     ended = [(attempt.id, effect.attempt) for _, attempt, effect in changes if attempt is not None]
     _update_all(connection, attempts, ended)
+    messages.ready(connection, _ready(changes))
+    for _, _, effect in changes:
+        if effect.task.get("due_at") is not None and effect.task.get("status") is State.PENDING:
+            messages.say(connection, messages.Due(effect.task["due_at"]))
+
+
+def _ready(changes: Iterable[Change]) -> Iterator[tuple[str, str, int]]:
+    for task, _, effect in changes:
+        ready_for = effect.task.get("ready_for")
+        if ready_for is not None:
+            needs = effect.task.get("needs", task.needs)
+            yield ready_for, needs, effect.task.get("priority", task.priority)
 
 
 def _update_all(

@@ -145,6 +145,7 @@ class Claim(FromAgent):
     machine_id: Name
     limit: int = Field(10, ge=0, le=100_000)
     request_id: Annotated[str, Field(max_length=255), AfterValidator(_no_nul)] | None = None
+    wait_sec: int = Field(0, ge=0, le=60, description="seconds to wait while there is nothing")
     free: Free | None = None
 
 

@@ -51,6 +51,8 @@ class Task:
     status: State
     attempt_id: str | None
     machine_id: str  # the only machine that may run it; "" = any
+    needs: str  # of labels, resources and executor, as needs.py writes them
+    priority: int
     max_retries: int
     retry_count: int
     retry_delay: float

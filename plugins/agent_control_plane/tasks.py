@@ -7,14 +7,14 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select
 
-from agent_control_plane import dependencies, history, reading, schemas
+from agent_control_plane import commands, dependencies, history, messages, reading, schemas
 from agent_control_plane.events import Cancel, Describe
 from agent_control_plane.ledger import act, load, no_such_task
 from agent_control_plane.states import FINAL, HELD, State, Terms
 from agent_control_plane.tables import attempts, outputs, runs, tasks
 from agent_control_plane.views import DESCRIPTION, run, summary
 from agent_core.api.http import Problem
-from agent_core.api.wire import Code, Json
+from agent_core.api.wire import Action, Code, Json
 
 _OPEN: Final = [state.value for state in State if state not in FINAL]
 
@@ -107,6 +107,9 @@ def _insert(
         "ready_for": None if wait.unmet else described["machine_id"],
     }
     connection.execute(insert(tasks), values)
+    if not wait.unmet:
+        ready = (described["machine_id"], described["needs"], described["priority"])
+        messages.ready(connection, [ready])
     dependencies.enter(connection, described["id"], wait, now)
 
 
@@ -176,7 +179,9 @@ def describe(
 def cancel(
     connection: Connection, task_id: str, body: schemas.CancelCall, now: float, terms: Terms
 ) -> dict[str, Json]:
-    act(connection, task_id, Cancel(reason=body.reason), now, terms)
+    task, effect = act(connection, task_id, Cancel(reason=body.reason), now, terms)
+    if "cancel_requested_at" in effect.task:
+        commands.order(connection, task, Action.CANCEL, body.reason, now)
     return look(connection, task_id, now, terms)
 
 

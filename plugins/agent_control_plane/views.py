@@ -67,6 +67,7 @@ def summary(row: Columns, grace: float, now: float) -> dict[str, Json]:
         "regrant_at": rfc3339(row["regrant_at"] if held else None),
         "unreachable_since": rfc3339(lease if lease is not None and now >= lease else None),
         "next_run_at": rfc3339(row["due_at"]),
+        "waits_for": waits_for(row),
         "assigned_agent_id": row["assigned_agent_id"],
         "attempt_id": row["attempt_id"],
         "cancel_requested_at": rfc3339(row["cancel_requested_at"]),
@@ -80,6 +81,24 @@ def summary(row: Columns, grace: float, now: float) -> dict[str, Json]:
     if row["assigned_machine_id"]:
         task["machine_id"] = row["assigned_machine_id"]
     return task
+
+
+def waits_for(row: Columns) -> str | None:
+    """In a few words, of the task's own columns alone; None if it does not wait."""
+    if row["status"] != State.PENDING:
+        return None
+    if row["unmet"]:
+        return f"{row['unmet']} task{'s' if row['unmet'] > 1 else ''}"
+    if row["due_at"] is not None:
+        return "its retry"
+    asked = json.loads(row["resources"])
+    words = []
+    if asked.get("gpus"):
+        words.append(" ".join(filter(None, (str(asked["gpus"]), asked.get("gpu"), "GPU"))))
+    words += [name for name in ("cpus", "memory") if asked.get(name)]
+    words += [f"{name}={value}" for name, value in json.loads(row["labels"]).items()]
+    words += [row[name] for name in ("executor", "machine_id") if row[name]]
+    return ", ".join(words)[:80] or "a slot"
 
 
 def run(row: Columns, run_no: int) -> dict[str, Json]:

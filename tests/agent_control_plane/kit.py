@@ -199,17 +199,17 @@ async def open_house(place: Place | Path, **settings: Any) -> AsyncIterator[Hous
         }
     )
     plane = Plane(table, Database.open(table.database), clock)
-    async with serving(create_app(plane)) as url:
+    async with serving(create_app(plane), plane.stop) as url:
         limits = httpx.Limits(max_connections=100)
         async with httpx.AsyncClient(base_url=url, timeout=30, limits=limits) as client:
             yield House(url, place, clock, plane, client)
 
 
 @contextlib.asynccontextmanager
-async def serving(app: Any) -> AsyncIterator[str]:
+async def serving(app: Any, on_stop: Callable[[], None] | None = None) -> AsyncIterator[str]:
     """The app on a socket, until the block ends."""
     listener = listen("127.0.0.1", 0)
-    server = QuietServer(app, grace=5)
+    server = QuietServer(app, grace=5, on_stop=on_stop)
     running = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"

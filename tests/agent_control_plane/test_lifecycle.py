@@ -41,7 +41,7 @@ class TaskLife(RuleBasedStateMachine):
             id="t", status=State.PENDING, attempt_id=None, machine_id="", max_retries=2,
             retry_count=0, retry_delay=0.0, disconnect_grace=None, lost_attempts=0,
             cancel_requested_at=None, cancel_reason="", due_at=None, ready_for="", wake_at=None,
-            unmet=0, awaited=0, held_as=None, watched_until=None,
+            unmet=0, awaited=0, held_as=None, watched_until=None, needs="", priority=5,
         )  # fmt: skip
         self.attempts: dict[str, Attempt] = {}
         self.final: State | None = None
