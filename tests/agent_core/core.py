@@ -3,7 +3,7 @@
 import asyncio
 import io
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +162,13 @@ class Core:
     """One life of the core on one directory; `await Core.open(...)`."""
 
     def __init__(
-        self, directory: Path, store: Any, clock: Clock, max_workers: int, plugins: dict[str, Any]
+        self,
+        directory: Path,
+        store: Any,
+        clock: Clock,
+        max_workers: int,
+        plugins: dict[str, Any],
+        labels: Mapping[str, str] | None = None,
     ) -> None:
         self.said = io.StringIO()  # what the agent logs
         log.configure(LogSection(), self.said)
@@ -185,7 +191,7 @@ class Core:
             moves=Moves(store, clock, self._event_stored),
             clock=clock,
             leases=Leases(clock),
-            machine=Machine(max_workers, {}, clock),
+            machine=Machine(max_workers, labels or {}, clock),
             runs_dir=directory / "runs",
             backoff=quick,
         )
@@ -200,21 +206,27 @@ class Core:
 
     @classmethod
     async def open(
-        cls, directory: Path, clock: Clock | None = None, max_workers: int = 2, **plugins: Any
+        cls,
+        directory: Path,
+        clock: Clock | None = None,
+        max_workers: int = 2,
+        labels: Mapping[str, str] | None = None,
+        **plugins: Any,
     ) -> "Core":
         clock = clock or SystemClock()
         plugin = SqliteStore(SqliteStoreSettings(), context(directory, clock))
         store = Troubled(await plugin.store())
-        return cls(directory, store, clock, max_workers, plugins)
+        return cls(directory, store, clock, max_workers, plugins, labels)
 
-    async def again(self) -> "Core":
+    async def again(self, **plugins: Any) -> "Core":
         """The next life: this one is killed, the store and the executor's runs stay."""
         await self.kill()
         # What a killed agent had handed to its writer is kept or not by the time that another opens
         # the file: here it is kept, once a later write is.
         await self.store._store.set_fact("life", "over")
         fresh = Troubled(self.store._store)
-        return Core(self.directory, fresh, self.clock, self.max_workers, {"hand": self.executor})
+        plugins["hand"] = self.executor
+        return Core(self.directory, fresh, self.clock, self.max_workers, plugins)
 
     def run(self) -> "asyncio.Task[None]":
         self.loop = asyncio.create_task(self.worker.run(), name="worker")
@@ -222,6 +234,7 @@ class Core:
 
     async def start(self) -> "Core":
         await self.worker.recover()
+        await self.survey.inventory()
         self.run()
         return self
 
