@@ -310,7 +310,7 @@ async def test_an_empty_token_in_the_settings_refuses_everybody(tmp_path: Path) 
         ("POST", "/api/v1/tasks/", 404),
         ("GET", "/api/v1/tasks/a/b/c", 404),
         ("GET", "/api/v1/tasks/a%2Fb", 404),
-        ("GET", "/api/v1/tasks/x/explain", 404),
+        ("GET", "/api/v1/tasks/x/nothing", 404),
         ("POST", "/api/v1/tasks/x/suspend", 404),
         ("POST", "/api/v1/agent/nothing", 404),
         ("PATCH", "/api/v1/tasks", 405),

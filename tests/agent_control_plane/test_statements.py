@@ -15,8 +15,7 @@ VALUES = {
     "attempt": "x",
     "attempts": ["x"],
     "now": 1.0,
-    "any": "",
-    "mine": "m",
+    "here": "m",
     "ready_for": "m",
     "needs": "",
     "ids": ["t"],
@@ -27,8 +26,7 @@ VALUES = {
 @pytest.mark.parametrize(
     ("statement", "index"),
     [
-        (choice._LINES_ANY, "COVERING INDEX tasks_ready (ready_for=? AND needs>?)"),
-        (choice._LINES_MINE, "COVERING INDEX tasks_ready (ready_for=? AND needs>?)"),
+        (choice._LINES, "COVERING INDEX tasks_ready (ready_for=? AND needs>?)"),
         (choice._KEYS, "COVERING INDEX tasks_ready (ready_for=? AND needs=?)"),
         (choice._TAKE, "INDEX tasks_ready (ready_for=? AND needs=?)"),
         (dependencies._TELLABLE, "INDEX dependencies_on (depends_on=?)"),
