@@ -54,6 +54,7 @@ class Waker:
         self._of_agent: dict[str, Waiter] = {}
         self._unplaced: deque[_Unplaced] = deque(maxlen=UNPLACED_KEPT)
         self._heard = 0
+        self.looks = 0  # at the queue, by claims that may hang
         self._stopped = False
 
     @property
@@ -73,6 +74,7 @@ class Waker:
         waiter.over = self._stopped
         self._of_agent[agent_id] = waiter
         self._looking[waiter] = None
+        self.looks += 1
         return waiter
 
     def dismiss(self, agent_id: str) -> None:
@@ -100,7 +102,9 @@ class Waker:
         True: look again.
         """
         waiter.offer = offer
-        if waiter.over or waiter.again or self._came_meanwhile(waiter, offer):
+        if waiter.over:
+            return False
+        if waiter.again or self._came_meanwhile(waiter, offer):
             self._look(waiter)
             return True
         waiter.woken = asyncio.get_running_loop().create_future()
@@ -116,7 +120,8 @@ class Waker:
             waiter.woken = None
             self._idle.pop(waiter, None)
             self._looking[waiter] = None
-            self._look(waiter)
+            if woken.done():
+                self._look(waiter)
 
     def stop(self) -> None:
         """Whoever waits is answered now, and nobody waits any more."""
@@ -168,6 +173,7 @@ class Waker:
 
     def _look(self, waiter: Waiter) -> None:
         waiter.seen, waiter.again = self._heard, False
+        self.looks += 1
 
     def _forget_unplaced(self) -> None:
         if not self._looking:

@@ -200,7 +200,7 @@ async def open_house(place: Place | Path, **settings: Any) -> AsyncIterator[Hous
     )
     plane = Plane(table, Database.open(table.database), clock)
     async with serving(create_app(plane), plane.stop) as url:
-        limits = httpx.Limits(max_connections=100)
+        limits = httpx.Limits(max_connections=200)
         async with httpx.AsyncClient(base_url=url, timeout=30, limits=limits) as client:
             yield House(url, place, clock, plane, client)
 
