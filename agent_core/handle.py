@@ -7,7 +7,17 @@ from agent_core.api.wire import Answer, Code
 from agent_core.hooks import Caller, reason_of
 from agent_core.lifecycle import Status
 from agent_core.log import get
-from agent_core.models import Event, Inventory, Key, Lease, Progress, Receipt, Task
+from agent_core.models import (
+    Event,
+    Inventory,
+    Key,
+    Lease,
+    Piece,
+    Progress,
+    Receipt,
+    Stream,
+    Task,
+)
 from agent_core.protocols import Held, Store
 from agent_core.survey import Survey
 from agent_core.worker import Worker
@@ -64,6 +74,16 @@ class Handle:
     async def progress(self, key: Key) -> Progress | None:
         runner = self._worker.runner(key)
         return await runner.progress() if runner else None
+
+    async def output(
+        self, key: Key, run_no: int, stream: Stream, offset: int, limit: int
+    ) -> Piece | None:
+        runner = self._worker.runner(key)
+        if runner is None or runner.task.run_no != run_no:
+            return None
+        if runner.task.status not in {Status.RUNNING, Status.SUSPENDED}:
+            return None  # what has begun there is the next run, not on record yet
+        return await runner.output(stream, offset, limit)
 
     async def outbox(
         self,

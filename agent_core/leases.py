@@ -47,6 +47,7 @@ class Leases:
             source=task.source,
             status=task.status,
             begun=task.run_no > 0 or task.status not in {Status.PENDING, Status.ASSIGNED},
+            run_no=task.run_no,
             lease=self.of(task),
             timeout=task.timeout,
         )

@@ -179,6 +179,7 @@ class Held:
     source: str
     status: Status
     begun: bool  # a run of this attempt has begun at some time
+    run_no: int = 0  # of the current run, or the last one
     lease: Lease | None
     timeout: float  # seconds, of one run
 
@@ -215,6 +216,11 @@ class AgentHandle(Protocol):
 
     async def progress(self, key: Key) -> Progress | None:
         """How far a running task is; None if it does not run."""
+
+    async def output(
+        self, key: Key, run_no: int, stream: Stream, offset: int, limit: int
+    ) -> Piece | None:
+        """What that run printed, as `Execution.output` says; None if it does not run here now."""
 
     async def outbox(
         self,

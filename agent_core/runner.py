@@ -13,7 +13,7 @@ from agent_core.errors import Conflict, NeverRan, StoreError
 from agent_core.hooks import Start, reason_of
 from agent_core.lifecycle import FINAL, Move, Status
 from agent_core.log import about_from_now_on, get
-from agent_core.models import Launch, Lost, Outcome, Progress, Reason, Task
+from agent_core.models import Launch, Lost, Outcome, Piece, Progress, Reason, Stream, Task
 from agent_core.protocols import Execution
 from agent_core.recovery import find_run
 from agent_core.watch import Watch, outcome_of
@@ -81,6 +81,13 @@ class Runner:
         except Exception as error:  # only a message is missing
             self._log.debug("the last output cannot be read", why=reason_of(error))
             return ""
+
+    async def output(self, stream: Stream, offset: int, limit: int) -> Piece | None:
+        """What the run has printed from there on; None if nothing runs."""
+        if self._execution is None:
+            return None
+        async with asyncio.timeout(TAIL_LIMIT):
+            return await self._execution.output(stream, offset, limit)
 
     async def run(self) -> None:
         """A new start, or the one that was stored before the agent was restarted."""

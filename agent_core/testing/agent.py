@@ -7,7 +7,17 @@ from dataclasses import replace
 from agent_core.api.wire import Answer
 from agent_core.errors import StoreFull
 from agent_core.lifecycle import FINAL, Status
-from agent_core.models import Event, Inventory, Key, Lease, Progress, Receipt, Task
+from agent_core.models import (
+    Event,
+    Inventory,
+    Key,
+    Lease,
+    Piece,
+    Progress,
+    Receipt,
+    Stream,
+    Task,
+)
 from agent_core.protocols import Held
 
 Report = Callable[[Sequence[Event]], Awaitable[Sequence[Receipt]]]
@@ -41,6 +51,8 @@ class MemoryAgent:
         self.dead: list[tuple[Event, Receipt]] = []
         self.facts: dict[str, str] = {}
         self.progresses: dict[Key, Progress | Exception] = {}  # an exception is raised
+        self.printed: dict[tuple[Key, Stream], bytes] = {}  # all that a running task printed
+        self.forgotten: dict[tuple[Key, Stream], int] = {}  # bytes of it that are gone, from 0 on
         self.machine = Inventory()
         self.cancelled: list[tuple[Key, int, str]] = []
         self.renewals: list[tuple[Key, Lease]] = []
@@ -102,6 +114,7 @@ class MemoryAgent:
                 source=task.source,
                 status=task.status,
                 begun=task.run_no > 0,
+                run_no=task.run_no,
                 lease=task.lease,
                 timeout=task.timeout,
             )
@@ -119,6 +132,16 @@ class MemoryAgent:
         if isinstance(progress, Exception):
             raise progress
         return progress
+
+    async def output(
+        self, key: Key, run_no: int, stream: Stream, offset: int, limit: int
+    ) -> Piece | None:
+        task = self.known.get(key)
+        if task is None or task.run_no != run_no or task.status is not Status.RUNNING:
+            return None
+        printed = self.printed.get((key, stream), b"")
+        start = max(offset, self.forgotten.get((key, stream), 0))
+        return Piece(start, printed[start : start + limit], len(printed))
 
     async def outbox(
         self,

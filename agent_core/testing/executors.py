@@ -9,7 +9,7 @@ from agent_core.api.wire import Json
 from agent_core.clock import Instant
 from agent_core.errors import RemoteGPUError
 from agent_core.hookspecs import hookimpl
-from agent_core.models import Launch, Lost, NeverStarted, Outcome, Reason, Stream
+from agent_core.models import Launch, Lost, NeverStarted, Outcome, Piece, Reason, Stream
 from agent_core.protocols import Execution
 
 PATIENCE = 20.0  # seconds after which a start that a test waits for counts as one that never comes
@@ -64,6 +64,10 @@ class HandRun(Execution):
             name = signal.Signals(signum).name
             self.end(outcome=Outcome(reason=Reason.SIGNAL, exit_code=128 + signum, signal=name))
         return True
+
+    async def output(self, stream: Stream, offset: int, limit: int) -> Piece:
+        printed = self.printed if stream == "stdout" else b""
+        return Piece(offset, printed[offset : offset + limit], len(printed))
 
     async def tail(self, stream: Stream, limit: int) -> bytes:
         self._raise("tail")

@@ -13,7 +13,7 @@ from agent_core.errors import PluginError, StoreFull, Unreachable
 from agent_core.handle import Handle
 from agent_core.hookspecs import hookimpl
 from agent_core.lifecycle import Status
-from agent_core.models import Event, Inventory, Lease, Progress, Receipt
+from agent_core.models import Event, Inventory, Lease, Piece, Progress, Receipt
 from tests.agent_core.core import Core, task, turns, until, within
 
 T1, T2 = task("t1"), task("t2")
@@ -114,6 +114,24 @@ async def test_held_renewed_cancel_and_progress_reach_the_work(core: Core) -> No
     cancelled = await core.until_status(T1, "cancelled")
     assert cancelled.outcome
     assert (cancelled.outcome.error_code, cancelled.outcome.error) == (7, "by Ada")
+
+
+async def test_the_output_of_a_run_is_that_runs_alone(core: Core) -> None:
+    handle = handle_of(core)
+    await core.bring(task("t1", max_retries=1, retry_delay=5.0))
+    run = await core.executor.next_run()
+    assert await handle.output(T1.key, 0, "stdout", 0, 10) is None  # it is not on record yet
+    await core.until_status(T1, "running")
+    run.printed = b"one, two"
+    assert await handle.output(T1.key, 1, "stdout", 5, 2) == Piece(5, b"tw", 8)
+    assert await handle.output(T1.key, 1, "stderr", 0, 10) == Piece(0, b"", 0)
+    assert await handle.output(T1.key, 2, "stdout", 0, 10) is None
+    assert await handle.output(T2.key, 1, "stdout", 0, 10) is None
+    [held] = handle.held("server")
+    assert held.run_no == 1
+    run.end(1)
+    await core.until_status(T1, "pending")
+    assert await handle.output(T1.key, 1, "stdout", 0, 10) is None
 
 
 async def test_who_waits_for_the_outbox_hears_of_each_growth_once(core: Core) -> None:
