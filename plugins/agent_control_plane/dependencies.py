@@ -20,6 +20,7 @@ from agent_core.api.http import Problem
 from agent_core.api.wire import Code
 
 PIECE: Final = 200  # waiting tasks that are told in one transaction; the sweep goes on
+LINKS: Final = 40  # of a chain of ends, in one transaction: each costs statements of its own
 _WORDS: Final = 1000  # characters of a chain of reasons: its beginning and its end
 _NO_TERMS: Final = Terms(lease_sec=0, disconnect_grace=0, max_attempts=0)  # nothing has a lease
 _CYCLES: Final = 0x5EED  # an advisory lock: two changes must not close one circle together
@@ -157,16 +158,20 @@ def tell(connection: Connection, ids: Sequence[str], now: float, most: int = PIE
     Returns how many were told. Who is left is due at once: a sweep goes on with them.
     """
     left = most
-    while ids and left > 0:
+    for _ in range(LINKS):
+        if not ids:
+            return most - left
         why = {row.id: row for row in connection.execute(_NAMED, {"ids": list(ids)})}
         rows = connection.execute(_TELLABLE, {"ids": list(ids), "most": left}).all()
         ended_too = _settle(connection, rows, why, now)
         if len(rows) == left:  # perhaps some are left
-            messages.say(connection, messages.Due(now))
-            return most
+            break
         left -= len(rows)
         connection.execute(_TOLD, {"ids": list(ids)})
         ids = ended_too
+    if ids:
+        messages.say(connection, messages.Due(now))
+        return most
     return most - left
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from agent_control_plane.states import HELD, State
@@ -28,6 +29,17 @@ def number(value: float) -> float | int:
     return int(value) if float(value).is_integer() else value
 
 
+@lru_cache(maxsize=64)
+def _moment(seconds: float | None) -> str | None:
+    """The tasks of one claim have these in common."""
+    return rfc3339(seconds)
+
+
+def _loaded(text: str) -> Json:
+    """Most are empty, and each costs as much as a column."""
+    return [] if text == "[]" else {} if text == "{}" else json.loads(text)
+
+
 def from_json(text: str | None) -> Json:
     return None if text is None else json.loads(text)
 
@@ -41,9 +53,9 @@ def granted_task(row: Columns, grace: float) -> dict[str, Json]:
         "retry_count": row["retry_count"],
         "status": row["status"],
         "created_at": rfc3339(row["created_at"]),
-        "assigned_at": rfc3339(row["assigned_at"]),
-        "lease_expires_at": rfc3339(row["lease_expires_at"]),
-        "regrant_at": rfc3339(row["regrant_at"]),
+        "assigned_at": _moment(row["assigned_at"]),
+        "lease_expires_at": _moment(row["lease_expires_at"]),
+        "regrant_at": _moment(row["regrant_at"]),
         "assigned_agent_id": row["assigned_agent_id"],
         "attempt_id": row["attempt_id"],
     }
@@ -91,12 +103,12 @@ def waits_for(row: Columns) -> str | None:
         return f"{row['unmet']} task{'s' if row['unmet'] > 1 else ''}"
     if row["due_at"] is not None:
         return "its retry"
-    asked = json.loads(row["resources"])
+    asked = _loaded(row["resources"])
     words = []
     if asked.get("gpus"):
         words.append(" ".join(filter(None, (str(asked["gpus"]), asked.get("gpu"), "GPU"))))
     words += [name for name in ("cpus", "memory") if asked.get(name)]
-    words += [f"{name}={value}" for name, value in json.loads(row["labels"]).items()]
+    words += [f"{name}={value}" for name, value in _loaded(row["labels"]).items()]
     words += [row[name] for name in ("executor", "machine_id") if row[name]]
     return ", ".join(words)[:80] or "a slot"
 
@@ -120,11 +132,11 @@ def _described(row: Columns, grace: float) -> dict[str, Json]:
     described = {name: row[name] for name in DESCRIPTION}
     own = row["disconnect_grace"]
     return described | {
-        "args": json.loads(row["args"]),
-        "env": json.loads(row["env"]),
-        "depends_on": json.loads(row["depends_on"]),
-        "labels": json.loads(row["labels"]),
-        "resources": json.loads(row["resources"]),
+        "args": _loaded(row["args"]),
+        "env": _loaded(row["env"]),
+        "depends_on": _loaded(row["depends_on"]),
+        "labels": _loaded(row["labels"]),
+        "resources": _loaded(row["resources"]),
         "exec": bool(row["exec"]),
         "timeout": number(row["timeout"]),
         "retry_delay": number(row["retry_delay"]),
