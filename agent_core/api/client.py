@@ -14,12 +14,15 @@ import httpx
 
 from agent_core.api.replies import (
     Log,
+    NotOurs,
     Page,
+    Reason,
     Task,
     judge,
     no_answer,
     read_log,
     read_object,
+    read_reasons,
     read_task,
 )
 from agent_core.api.wire import Code, Json
@@ -37,7 +40,7 @@ def passing(error: Exception) -> bool:
     """Whether the same request may succeed a little later."""
     if isinstance(error, Refused):
         return error.business_code in (Code.FULL, Code.INTERNAL)
-    return isinstance(error, Unreachable)
+    return isinstance(error, Unreachable) and not isinstance(error, NotOurs)
 
 
 class Client:
@@ -99,9 +102,14 @@ class Client:
             raise no_answer("a list of tasks")
         return Page(tasks=[read_task(task) for task in tasks], next_cursor=cursor)
 
-    def task(self, task_id: str) -> Task:
-        """One task with its result and its runs."""
-        return read_task(self._call("GET", _path(task_id)))
+    def task(self, task_id: str, *, timeout: float | None = None) -> Task:
+        """One task with its result and its runs. `timeout` may be shorter than the client's."""
+        return read_task(self._call("GET", _path(task_id), timeout=timeout))
+
+    def explain(self, task_id: str) -> Sequence[Reason]:
+        """Why it does not run, machine by machine."""
+        answer = self._call("GET", _path(task_id, "/explain"))
+        return read_reasons(read_object(answer, "an explanation"))
 
     def replace(self, task_id: str, fields: Mapping[str, Json]) -> Task:
         """Describe a task anew, while nobody holds it."""
@@ -123,16 +131,21 @@ class Client:
         stream: str,
         run: int | None = None,
         offset: int = 0,
-        wait_sec: float = 0,
+        wait_sec: int = 0,
     ) -> Log:
-        """A piece of one stream of one run (none named: the last), from `offset` on."""
+        """A piece of one stream of one run (none named: the last), from `offset` on.
+
+        With `wait_sec` the server answers when there is more, or when that time is up.
+        """
         query: list[tuple[str, str | int]] = [("stream", stream), ("offset", offset)]
         if run is not None:
             query.append(("run", run))
         if wait_sec:
-            query.append(("wait_sec", int(wait_sec)))
-        answer = self._call("GET", _path(task_id, "/logs"), query=query)
-        return read_log(read_object(answer, "a piece of output"))
+            query.append(("wait_sec", wait_sec))
+        answer = self._call(
+            "GET", _path(task_id, "/logs"), query=query, timeout=self._timeout + wait_sec
+        )
+        return read_log(read_object(answer, "a piece of output"), offset)
 
     def _create(self, path: str, body: Mapping[str, Json], key: str | None) -> Task:
         key = uuid.uuid4().hex if key is None else key
@@ -155,7 +168,9 @@ class Client:
         query: Iterable[tuple[str, str | int]] = (),
         body: Mapping[str, Json] | None = None,
         key: str | None = None,
+        timeout: float | None = None,
     ) -> Json:
+        timeout = self._timeout if timeout is None else timeout
         headers = {} if key is None else {"Idempotency-Key": key}
         content = None
         if body is not None:
@@ -168,17 +183,18 @@ class Client:
                 params=list(query) or None,
                 content=content,
                 headers=headers,
+                timeout=timeout,
             ) as response:
-                return judge(response, self._read(response))
+                return judge(response, self._read(response, 4 * timeout))
         except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
             raise Unreachable(
                 f"cannot reach {self._url}: {_cause(error)}; see that the control plane runs, and "
                 "that this is its address"
             ) from error
 
-    def _read(self, response: httpx.Response) -> bytes:
-        """The whole body; one that is endless, or drips, is given up."""
-        deadline = time.monotonic() + 4 * self._timeout
+    def _read(self, response: httpx.Response, limit: float) -> bytes:
+        """The whole body; one that is endless, or drips for longer than `limit`, is given up."""
+        deadline = time.monotonic() + limit
         body = bytearray()
         for chunk in response.iter_bytes():
             body += chunk

@@ -2,18 +2,21 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from agent_core.api.wire import USER_BODY_LIMIT, Json
 from agent_core.cli.config import connect
 from agent_core.cli.exits import Exit, failing_with, own_code
-from agent_core.cli.output import json_option, note, print_json
+from agent_core.cli.output import json_option, note, print_json, print_json_line
 from agent_core.cli.text import Duration, words
 from agent_core.cli.wait import Waiting, how_it_ended
+
+if TYPE_CHECKING:
+    from agent_core.api.client import Client
 
 ARGUMENT_LIMIT: Final = 131_071  # bytes of one argument that Linux hands to a program
 STDIN: Final = "standard input"  # what `-` is called; a file of that name is written ./…
@@ -64,6 +67,7 @@ def _absolute(_ctx: click.Context, _param: click.Parameter, path: str) -> str:
       remotegpu submit job.sh                             a script, by its #! line
       generate | remotegpu submit --name sweep -          a script from standard input
       remotegpu submit --wait --timeout 5m -- make test   exit code of the task
+      remotegpu submit --follow -- make test              its output as well, as it comes
     """,
 )
 @click.argument("file", required=False, metavar="FILE")
@@ -91,6 +95,10 @@ def _absolute(_ctx: click.Context, _param: click.Parameter, path: str) -> str:
 @click.option("--machine", help="Only the machine with this id runs it.")
 @click.option("--wait", is_flag=True, help="Wait for its end and exit with its own code.")
 @click.option(
+    "--follow", is_flag=True,
+    help="Show its output as it comes, and exit with its own code; Ctrl-C leaves it running.",
+)  # fmt: skip
+@click.option(
     "--idempotency-key", help="The same key and the same task again: the first one's answer."
 )
 @click.option("--id", "task_id", help="An id (UUID) of your own for the new task.")
@@ -99,26 +107,45 @@ def _absolute(_ctx: click.Context, _param: click.Parameter, path: str) -> str:
 def submit(ctx: click.Context, /, **given: Any) -> None:
     """Submit a task: a command behind `--`, a text with -c, or a script from FILE or - (stdin).
 
-    Prints the new task's id. With --wait how it ended is told on standard error.
+    Prints the new task's id. With --wait or --follow how it ended is told on standard error; with
+    --follow the id is told there too, and standard output is the task's.
     """
     fields = _what(ctx.meta.get(DIRECT), given["file"], given["text"], given["kind"])
     fields |= _how(given)
     _check_size(fields)
-    as_json, waits = given["as_json"], given["wait"]
-    if not waits:
+    as_json, key = given["as_json"], given["idempotency_key"]
+    if not (given["wait"] or given["follow"]):
         with connect(as_json=as_json) as client:
-            task = client.submit(fields, key=given["idempotency_key"])
+            task = client.submit(fields, key=key)
         print_json(task) if as_json else click.echo(words(task["id"]))
         return
-    with failing_with(Exit.NO_OWN_CODE):
-        with connect(as_json=as_json) as client:
-            task = client.submit(fields, key=given["idempotency_key"])
-            if not as_json:
-                click.echo(words(task["id"]))
-                sys.stdout.flush()
-            ended = Waiting(client, as_json=as_json).until_final([task["id"]], reached=True)[0]
-        print_json(ended) if as_json else note(how_it_ended(ended))
+    to_its_end = _follow if given["follow"] else _wait
+    with failing_with(Exit.NO_OWN_CODE), connect(as_json=as_json) as client:
+        ended = to_its_end(client, client.submit(fields, key=key), as_json)
     raise click.exceptions.Exit(own_code(ended))
+
+
+def _wait(client: "Client", task: Mapping[str, Json], as_json: bool) -> Mapping[str, Json]:
+    if not as_json:
+        click.echo(words(task["id"]))
+        sys.stdout.flush()
+    ended = Waiting(client, as_json=as_json).until_final([task["id"]])[0]
+    print_json(ended) if as_json else note(how_it_ended(ended))
+    return ended
+
+
+def _follow(client: "Client", task: Mapping[str, Json], as_json: bool) -> Mapping[str, Json]:
+    from agent_core.cli.logs import follow_with  # noqa: PLC0415  # `submit --help` needs none of it
+    from agent_core.cli.viewers import STREAMS, JsonLines, Plain  # noqa: PLC0415
+
+    if as_json:
+        print_json_line({"task": task})
+    else:
+        note(f"submitted {words(task['id'])}")
+    viewer = JsonLines() if as_json else Plain(STREAMS)
+    ended = follow_with(viewer, client, task["id"])
+    print_json_line({"task": ended}) if as_json else note(how_it_ended(ended))
+    return ended
 
 
 def _what(

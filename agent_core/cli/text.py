@@ -14,6 +14,7 @@ _ACTING = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
 )
 _ACTING_IN_LINES = re.compile(_ACTING.pattern.replace(r"\x00-\x1f", r"\x00-\x08\x0b-\x1f"))
+_ACTING_IN_OUTPUT = re.compile(_ACTING.pattern.replace(r"\x00-\x1f", r"\x00-\x08\x0b\x0c\x0e-\x1f"))
 _NAMED = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\x1b": "\\x1b"}
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)", re.ASCII)
@@ -33,6 +34,14 @@ def visible(text: str) -> str:
 def visible_lines(text: str) -> str:
     """The same for output of several lines: line ends and tabs stay."""
     return _ACTING_IN_LINES.sub(_escape, text.replace("\r\n", "\n"))
+
+
+def visible_output(text: str) -> str:
+    """A piece of what a program printed: line ends, tabs and carriage returns stay.
+
+    A carriage return writes its own line anew, as progress bars do, and reaches no other.
+    """
+    return _ACTING_IN_OUTPUT.sub(_escape, text)
 
 
 def words(value: Json) -> str:

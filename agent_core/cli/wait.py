@@ -11,8 +11,8 @@ from agent_core.cli.config import connect
 from agent_core.cli.exits import CommandFailed, Exit, failing_with, own_code
 from agent_core.cli.ids import ids_argument
 from agent_core.cli.output import json_option, note, print_json
+from agent_core.cli.patience import Patience
 from agent_core.cli.text import Duration, span, words
-from agent_core.errors import Refused, Unreachable
 
 if TYPE_CHECKING:
     from agent_core.api.client import Client
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FIRST_PAUSE: Final = 0.2  # seconds between two looks, growing
 LAST_PAUSE: Final = 2.0
 FINAL: Final = frozenset({"completed", "failed", "cancelled", "stopped"})
-PATIENCE: Final = 4  # looks without an answer before the server was ever reached
+REQUEST: Final = 30.0  # seconds for each step of a request
 
 
 @click.command(
@@ -70,7 +70,7 @@ def how_it_ended(task: dict[str, Json]) -> str:
 
 
 class Waiting:
-    """Looks at tasks until they are final; a server that is away for a while is waited for."""
+    """Looks at tasks until they are final; a control plane that is away is waited for."""
 
     def __init__(
         self,
@@ -87,61 +87,63 @@ class Waiting:
         self._clock = clock
         self._timeout = timeout
         self._deadline = None if timeout is None else clock() + timeout
-        self._reached = False  # the server answered at least once
-        self._misses = 0  # looks in a row that brought no answer
+        self._missed: Exception | None = None  # why there is no answer now
+        self._patience = Patience(away=self._away, back=self._back, sleep=self._rest)
 
-    def until_final(
-        self, task_ids: Sequence[str], *, reached: bool = False
-    ) -> list[dict[str, Json]]:
+    def until_final(self, task_ids: Sequence[str]) -> list[dict[str, Json]]:
         """The tasks as they ended, in the order asked for."""
-        self._reached = reached
         try:
-            return self._until_final(task_ids)
+            first = {task_id: self._look(task_id) for task_id in task_ids}  # is each one there?
+            pauses = (FIRST_PAUSE, *(0.0 for _ in task_ids))  # meanwhile the others went on
+            return [
+                self._ended(task_id, first[task_id], pause)
+                for task_id, pause in zip(task_ids, pauses, strict=False)
+            ]
         except KeyboardInterrupt:
-            goes_on = "waiting has ended, the tasks have not: wait for them again, or cancel them"
-            note(goes_on, as_json=self._as_json)
+            self._note("waiting has ended, the tasks have not: wait for them again, or cancel them")
             raise
 
-    def _until_final(self, task_ids: Sequence[str]) -> list[dict[str, Json]]:
-        ended: dict[str, dict[str, Json]] = {}
-        pause = FIRST_PAUSE
-        while True:
-            for task_id in dict.fromkeys(task_ids):
-                if task_id not in ended and (task := self._look(task_id)):
-                    ended[task_id] = task
-            if all(task_id in ended for task_id in task_ids):
-                return [ended[task_id] for task_id in task_ids]
+    def _ended(self, task_id: str, task: dict[str, Json], pause: float) -> dict[str, Json]:
+        while task["status"] not in FINAL:
             self._rest(pause)
-            pause = min(pause * 1.5, LAST_PAUSE)
+            pause = min(max(FIRST_PAUSE, pause * 1.5), LAST_PAUSE)
+            task = self._look(task_id)
+        return task
 
-    def _look(self, task_id: str) -> dict[str, Json] | None:
-        from agent_core.api.client import passing  # noqa: PLC0415  # httpx costs 100 ms
+    def _look(self, task_id: str) -> dict[str, Json]:
+        task = self._patience.ask(
+            lambda: self._client.task(task_id, timeout=self._request_timeout())
+        )
+        # Of thousands of tasks nobody could keep the output.
+        return task if self._as_json else {**task, "stdout": None, "stderr": None}
 
-        try:
-            task = self._client.task(task_id)
-        except (Refused, Unreachable) as error:
-            if not passing(error):
-                raise
-            self._miss(error)
-            return None
-        if self._misses:
-            note("the control plane answers again", as_json=self._as_json)
-        self._reached, self._misses = True, 0
-        return task if task["status"] in FINAL else None
+    def _request_timeout(self) -> float | None:
+        """Seconds for one request: as usual, or until the time is up."""
+        left = self._left()
+        return None if left is None else min(REQUEST, max(left, FIRST_PAUSE))
 
-    def _miss(self, error: Refused | Unreachable) -> None:
-        self._misses += 1
-        if not self._reached and self._misses >= PATIENCE:
-            raise error
-        if self._reached and self._misses == 1:
-            note(f"{error}; still waiting", as_json=self._as_json)
+    def _left(self) -> float | None:
+        return None if self._deadline is None else self._deadline - self._clock()
+
+    def _away(self, error: Exception) -> None:
+        self._missed = error
+        self._note(f"{error}; still waiting")
+
+    def _back(self) -> None:
+        self._missed = None
+        self._note("the control plane answers again")
+
+    def _note(self, text: str) -> None:
+        note(text, as_json=self._as_json)
 
     def _rest(self, pause: float) -> None:
-        if self._deadline is not None:
-            left = self._deadline - self._clock()
+        left = self._left()
+        if left is not None:
             if left <= 0:
+                told = "" if self._missed is None else f" ({self._missed})"
                 raise CommandFailed(
-                    f"not ended after {span(self._timeout or 0)}; it goes on, wait again for it",
+                    f"not ended after {span(self._timeout or 0)}{told}; it goes on, wait again "
+                    "for it",
                     Exit.NO_OWN_CODE,
                 )
             pause = min(pause, left)

@@ -125,7 +125,7 @@ async def test_completion_scripts_call_us_back(remotegpu: Remotegpu, shell: str)
     ("typed", "offered"),
     [("remotegpu ta", {"tasks", "task"}), ("remotegpu tasks --sta", {"--status"}),
      ("remotegpu tasks --status runn", {"running"}), ("remotegpu logs x --stream ",
-                                                      {"stdout", "stderr"})],
+                                                      {"stdout", "stderr", "both"})],
 )  # fmt: skip
 async def test_words_are_completed(
     remotegpu: Remotegpu, monkeypatch: pytest.MonkeyPatch, typed: str, offered: set[str]

@@ -112,7 +112,7 @@ async def test_on_a_terminal_escape_sequences_are_shown_and_not_sent(
 ) -> None:
     serve(server, piece=7, stdout="\x1b]0;owned\x07 é€ \x1b[2J\rfast\ttab\r\nend".encode())
     shown = await asyncio.to_thread(_on_a_terminal, "logs", "t-1", "--stream", "stdout")
-    assert shown == "\\x1b]0;owned\\x07 é€ \\x1b[2J\\rfast\ttab\nend\n"
+    assert shown == "\\x1b]0;owned\\x07 é€ \\x1b[2J\rfast\ttab\r\nend\n"
 
 
 async def test_on_a_terminal_a_table_is_no_place_for_markup_either(server: ScriptedServer) -> None:
@@ -140,4 +140,4 @@ def _on_a_terminal(*args: str, **environ: str) -> str:
         pass
     os.close(ours)
     assert process.wait() == 0
-    return written.decode().replace("\r\n", "\n")
+    return written.decode().replace("\r\n", "\n")  # the terminal's own carriage returns

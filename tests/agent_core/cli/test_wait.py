@@ -88,13 +88,46 @@ async def test_our_own_failure_is_125_for_one_and_1_for_several(
     assert (await remotegpu("wait", "t-1", "t-2")).code == 1
 
 
-async def test_a_server_that_never_answered_is_not_waited_for(
+async def test_a_server_that_is_away_at_the_beginning_is_waited_for(
+    server: ScriptedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await server.stop()
+    waiting = asyncio.create_task(asyncio.to_thread(run, ["wait", "t-1"]))
+    told = ""
+    while "still waiting" not in told:  # the test's own time-out is the bound
+        told += capsys.readouterr().err
+        await asyncio.sleep(0.02)
+    server.on("/api/v1/tasks/t-1", task("failed", exit_code=9, reason="exited"))
+    await server.start()
+    assert await waiting == 9
+
+
+async def test_the_timeout_bounds_the_patience_with_a_server_that_is_away(
     server: ScriptedServer, remotegpu: Remotegpu
 ) -> None:
     await server.stop()
+    done = await remotegpu("wait", "t-1", "--timeout", "0.5")
+    assert done.code == 125
+    assert "cannot reach" in done.err.splitlines()[0]
+    assert "not ended after 0.5s (cannot reach" in done.err.splitlines()[1]
+
+
+async def test_the_timeout_bounds_the_patience_with_a_server_that_says_nothing(
+    server: ScriptedServer, remotegpu: Remotegpu
+) -> None:
+    server.on("/api/v1/tasks/t-1", Reply(gate=asyncio.Event()))
+    done = await remotegpu("wait", "t-1", "--timeout", "0.3")
+    assert done.code == 125
+    assert "not ended after 0.3s (cannot reach" in done.err
+
+
+async def test_an_address_that_a_control_plane_does_not_know_is_not_waited_for(
+    server: ScriptedServer, remotegpu: Remotegpu
+) -> None:
+    server.on("/api/v1/tasks/t-1", answer(code=30016, message="no such route", status=404))
     done = await remotegpu("wait", "t-1")
     assert done.code == 125
-    assert "cannot reach" in done.err
+    assert "is no address that this control plane knows" in done.err
 
 
 async def test_a_server_that_restarts_is_waited_for(
