@@ -10,6 +10,7 @@ from agent_core.clock import Clock, Instant
 from agent_core.errors import (
     Conflict,
     NeverRan,
+    NotAccepted,
     PluginError,
     Refused,
     RemoteGPUError,
@@ -107,6 +108,7 @@ __all__ = [
     "Lost",
     "NeverRan",
     "NeverStarted",
+    "NotAccepted",
     "Outcome",
     "Piece",
     "Plan",

@@ -13,6 +13,7 @@ from agent_core.clock import Clock, SystemClock
 from agent_core.handle import Handle
 from agent_core.hooks import Caller
 from agent_core.leases import Leases
+from agent_core.local import Local
 from agent_core.log import get
 from agent_core.machine import Machine
 from agent_core.moves import Moves
@@ -106,6 +107,7 @@ class Agent:
             worker=worker,
             hooks=hooks,
             survey=survey,
+            local=Local(store, worker, self._clock),
             grew=grew,
         )
         jobs: list[asyncio.Task[Any]] = []
@@ -120,6 +122,7 @@ class Agent:
                 for name in hooks.sources
             ]
             jobs += [_named("worker", worker.run()), _named("survey", survey.run()), *claims]
+            jobs.append(_named("dependencies", worker.dependencies.run()))
             failed = await self._until_stopped([*jobs, *serving])
             handle.stopping.set()
             if not failed:

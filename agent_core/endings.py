@@ -4,9 +4,10 @@ from dataclasses import dataclass, replace
 
 from agent_core.api.wire import Code
 from agent_core.errors import NeverRan
-from agent_core.models import Outcome, Reason
+from agent_core.models import Outcome, Reason, Task
 
 TIMEOUT_EXIT_CODE = 124  # as timeout(1) says it
+CHAIN_LIMIT = 1000  # characters of a chain of reasons: its beginning and its end
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +61,22 @@ def never_ran(error: NeverRan) -> Outcome:
 
 def refused(code: int, why: str) -> Outcome:
     return Outcome(reason=Reason.REFUSED, error_code=code, error=why)
+
+
+def dependency(words: str) -> Outcome:
+    return Outcome(reason=Reason.DEPENDENCY, error_code=Code.DEPENDENCY, error=words)
+
+
+def chain(ended: Task) -> str:
+    """What is said to those that depend on it: each link names the next, the last what happened."""
+    outcome = ended.outcome
+    why = (outcome and outcome.error) or ended.status.value
+    if outcome and outcome.exit_code is not None and not outcome.error:
+        why = f"exit code {outcome.exit_code}"
+    words = f"dependency {ended.id} did not complete: {why}"
+    if len(words) <= CHAIN_LIMIT:
+        return words
+    return f"{words[: CHAIN_LIMIT // 2]} … {words[3 - CHAIN_LIMIT // 2 :]}"
 
 
 def released(why: str) -> Outcome:

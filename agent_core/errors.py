@@ -43,6 +43,14 @@ class Conflict(StoreError):
     code = Code.CONFLICT
 
 
+class NotAccepted(RemoteGPUError):
+    """A task that is submitted here and cannot be taken; `code` and message say why."""
+
+    def __init__(self, message: str, code: Code) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class NeverRan(RemoteGPUError):
     """A start that began no process. `passing` if a later try may succeed (no memory, no room)."""
 

@@ -9,6 +9,7 @@ from agent_core.models import Key, Task
 from agent_core.protocols import Store
 
 LOOK_AGAIN = 30.0  # seconds at most until a due time is compared with the clock again
+NEVER = 253_402_300_799.0  # wall: the due time of what waits for something without a date
 SHORTEST = 0.05  # seconds between two looks
 
 
@@ -28,7 +29,7 @@ class Feed:
 
     def look_at(self, due: float | None) -> None:
         """The store has a task whose time comes then (wall)."""
-        if due is not None and (self._next_due is None or due < self._next_due):
+        if due is not None and due < NEVER and (self._next_due is None or due < self._next_due):
             self._next_due = due
 
     def until_due(self) -> float | None:

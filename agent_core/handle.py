@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from agent_core.api.wire import Answer, Code
 from agent_core.hooks import Caller, reason_of
 from agent_core.lifecycle import Status
+from agent_core.local import Local
 from agent_core.log import get
 from agent_core.models import (
     Event,
@@ -37,6 +38,7 @@ class Handle:
         worker: Worker,
         hooks: Caller,
         survey: Survey,
+        local: Local,
         grew: asyncio.Event,
     ) -> None:
         self.agent_id = agent_id
@@ -50,6 +52,7 @@ class Handle:
         self._worker = worker
         self._hooks = hooks
         self._survey = survey
+        self._local = local
         self._grew = grew
         self._outstanding: dict[int, Key] = {}  # whose events were read and are not settled
         self._log = get("agent")
@@ -61,6 +64,9 @@ class Handle:
         self, statuses: Collection[Status] = (), *, limit: int = 1000, after: Key | None = None
     ) -> list[Task]:
         return await self._store.tasks(statuses, limit=limit, after=after)
+
+    async def submit(self, task: Task) -> Task:
+        return await self._local.submit(task)
 
     async def cancel(self, key: Key, *, code: int, reason: str) -> bool:
         return await self._worker.cancel(key, code=code, reason=reason)

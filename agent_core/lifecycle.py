@@ -1,7 +1,7 @@
 """The life of a task on the agent: eight states, one table of moves, one pure function.
 
 This module imports nothing of ours. `moves.py` is the only caller of `advance()`. Nothing makes the
-moves preempt, suspend and resume yet; a store may hold their states all the same.
+moves suspend and resume yet; a store may hold their state all the same.
 """
 
 from enum import StrEnum
@@ -38,7 +38,7 @@ class EventKind(StrEnum):
 class Move(StrEnum):
     """Everything that can happen to a task."""
 
-    REFUSE = "refuse"  # a validator said no, or its description cannot be read
+    REFUSE = "refuse"  # a validator said no, it cannot be read, or its dependency did not complete
     ASSIGN = "assign"  # a slot is free; the start is stored before anything is forked
     UNASSIGN = "unassign"  # that start is known never to have begun
     POSTPONE = "postpone"  # that start never ran, for a reason that may pass: a later one follows

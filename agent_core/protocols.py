@@ -1,6 +1,7 @@
 """The interfaces between core and its plugins: what each side may ask of the other."""
 
 import asyncio
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -140,6 +141,7 @@ class Execution(ABC):
     handle: Mapping[str, Json]  # by which `reattach` finds the run again after a restart
     started_at: Instant | None = None  # when its process began, if the executor knows
     grace: float = 10.0  # seconds between TERM and KILL
+    terminated: str = ""  # the words of an earlier agent's `terminate`, if they are known
     survives: ClassVar[bool] = False  # goes on when the agent is gone
 
     @abstractmethod
@@ -153,6 +155,14 @@ class Execution(ABC):
     @abstractmethod
     async def signal(self, signum: int) -> bool:
         """Send a signal to the whole tree. False if the run's main process had ended by itself."""
+
+    async def terminate(self, words: str) -> bool:
+        """`signal` with TERM, by which a run is asked to end, for a reason in a few words.
+
+        An executor that can keeps the words of the first time with the run, and gives them back as
+        `terminated` to an agent that finds it again.
+        """
+        return await self.signal(signal.SIGTERM)
 
     async def tail(self, stream: Stream, limit: int) -> bytes:
         """The last bytes of output so far, at most `limit`."""
@@ -200,6 +210,14 @@ class AgentHandle(Protocol):
     async def tasks(
         self, statuses: Collection[Status] = (), *, limit: int = 1000, after: Key | None = None
     ) -> list[Task]: ...
+
+    async def submit(self, task: Task) -> Task:
+        """A local task, which no source gave, as it is stored; with an id, if it had none.
+
+        It is judged like any other: a refusal is its end, not an error. With `depends_on` it waits
+        until those have completed. Raises NotAccepted (an id that exists or that nobody knows, a
+        value that cannot be meant) and StoreError.
+        """
 
     async def cancel(self, key: Key, *, code: int, reason: str) -> bool:
         """End it, wherever it stands, with these words.

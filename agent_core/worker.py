@@ -8,6 +8,7 @@ from agent_core import attempts, endings, recovery
 from agent_core.api.wire import Code
 from agent_core.clock import Instant
 from agent_core.demand import Demands
+from agent_core.dependencies import Dependencies, Ends, held_back
 from agent_core.endings import Stop
 from agent_core.errors import Conflict, StoreError
 from agent_core.feed import Feed
@@ -28,6 +29,11 @@ class Worker:
         self.waiting = Waiting(scheduler, Feed(store, bench.clock), bench.machine.could_run)
         self.slots = Slots(bench, store, bench.machine, self._ended)
         self.demands = Demands(bench.machine, self.waiting, bench.clock)
+        self.dependencies = Dependencies(
+            store,
+            bench.clock,
+            Ends(met=self._due, failed=self._refuse, backoff=bench.backoff),
+        )
         self._bench = bench
         self._store = store
         self._held: dict[Key, Task] = {}  # every task in memory that is not final
@@ -65,6 +71,8 @@ class Worker:
                 self._resume(task)
             elif task.source:
                 self._held[task.key] = task
+            elif held_back(task):
+                self.dependencies.hold_back(task, stored=True)
         await asyncio.to_thread(recovery.sweep, self._bench.runs_dir, rooms, kept)
         await self._take_in()
 
@@ -207,15 +215,34 @@ class Worker:
             if aside.id == key.task_id or aside.resources:
                 self.waiting.unpark(aside)
         if task is None or task.status in FINAL:
-            self._forget(key)
+            self._forget(key, task)
         else:
             self._held[key] = task
             self._again(task)
         self._wake.set()
 
-    def _forget(self, key: Key) -> None:
+    def _forget(self, key: Key, ended: Task | None) -> None:
+        """Its end is committed, or nothing is known of it."""
         self._held.pop(key, None)
         self._bench.leases.drop(key)
+        if ended is not None and not ended.source:
+            self.dependencies.drop(key)
+            self.dependencies.ended(ended)
+
+    def _due(self, task: Task) -> None:
+        """What it waited for has come about."""
+        if not self._leaving:
+            self._held[task.key] = task
+            self._again(task)
+            self._wake.set()
+
+    async def _refuse(self, task: Task, outcome: Outcome) -> None:
+        await self._end(task, Move.REFUSE, outcome)
+
+    def let_go(self, key: Key) -> None:
+        """It does not wait here but in the store."""
+        if key not in self.waiting and not self.slots.runner(key):
+            self._held.pop(key, None)
 
     def _again(self, task: Task) -> None:
         """It waits, at once or from its due time on; what had a start is looked for."""
@@ -232,12 +259,12 @@ class Worker:
         """Bring a task that waits to its end."""
         self.waiting.remove(task.key)
         try:
-            await self._bench.moves.make(task, move, outcome=outcome)
+            ended = await self._bench.moves.make(task, move, outcome=outcome)
         except StoreError:
             self.waiting.feed.look_again()  # it is still pending there: take it up again
             self._wake.set()
             raise
-        self._forget(task.key)
+        self._forget(task.key, ended)
         self._look()
 
     # --- leaving

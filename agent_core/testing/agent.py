@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
-from agent_core.api.wire import Answer
-from agent_core.errors import StoreFull
+from agent_core.api.wire import Answer, Code
+from agent_core.errors import NotAccepted, StoreFull
 from agent_core.lifecycle import FINAL, Status
 from agent_core.models import (
     Event,
@@ -96,6 +96,15 @@ class MemoryAgent:
             keys = [task.key for task in found]
             found = found[keys.index(after) + 1 :] if after in keys else []
         return [task for task in found if not statuses or task.status in statuses][:limit]
+
+    async def submit(self, task: Task) -> Task:
+        if self.full:
+            raise StoreFull("no room on the disk")
+        if task.key in self.known:
+            raise NotAccepted(f"a task {task.id} was submitted here before", Code.CONFLICT)
+        self.known[task.key] = task
+        await self._tell()
+        return task
 
     async def cancel(self, key: Key, *, code: int, reason: str) -> bool:
         task = self.known.get(key)

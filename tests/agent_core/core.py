@@ -16,6 +16,7 @@ from agent_core.clock import Clock, SystemClock
 from agent_core.hooks import Caller
 from agent_core.hookspecs import Hooks, hookimpl
 from agent_core.leases import Leases
+from agent_core.local import Local
 from agent_core.machine import Machine
 from agent_core.models import Key, Launch, Task, Verdict
 from agent_core.moves import Moves
@@ -198,7 +199,9 @@ class Core:
         self.scheduler: Scheduler = self.hooks.schedule()
         self.worker = Worker(self.bench, store, self.scheduler)
         self.survey = Survey(self.hooks, self.bench.machine, clock, self.worker.machine_changed)
+        self.local = Local(store, self.worker, clock)
         self.loop: asyncio.Task[None] | None = None
+        self.releasing: asyncio.Task[None] | None = None
 
     def _event_stored(self) -> None:
         self.stored += 1
@@ -230,6 +233,7 @@ class Core:
 
     def run(self) -> "asyncio.Task[None]":
         self.loop = asyncio.create_task(self.worker.run(), name="worker")
+        self.releasing = asyncio.create_task(self.worker.dependencies.run(), name="dependencies")
         return self.loop
 
     async def start(self) -> "Core":
@@ -240,10 +244,11 @@ class Core:
 
     async def kill(self) -> None:
         await self.worker.abandon()
-        if self.loop:
-            self.loop.cancel()
-            await asyncio.wait({self.loop})
-            self.loop = None
+        for job in (self.loop, self.releasing):
+            if job:
+                job.cancel()
+                await asyncio.wait({job})
+        self.loop = self.releasing = None
 
     async def close(self) -> None:
         await self.kill()

@@ -60,6 +60,7 @@ def handle_of(core: Core) -> Handle:
         worker=core.worker,
         hooks=core.hooks,
         survey=core.survey,
+        local=core.local,
         grew=core.grew,
     )
 
