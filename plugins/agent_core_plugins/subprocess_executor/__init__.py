@@ -4,6 +4,7 @@ A small supervisor (the package `supervisor` beside this file) starts and watche
 asks it, and finds every run again after the agent was killed or restarted.
 """
 
+import asyncio
 import os
 import re
 from collections.abc import Awaitable, Mapping
@@ -33,6 +34,7 @@ from .execution import STREAMS, SubprocessExecution, Tools
 from .house import House, Known
 from .link import LINE_LIMIT, Line, Link, LinkLost
 from .orphan import Orphan, look_for
+from .silence import attend
 from .supervisor.journal import encode
 
 RECONNECT = 1.0  # seconds between two tries to reach a supervisor while nothing is to be started
@@ -99,19 +101,25 @@ class SubprocessExecutor:
     async def serve(self, agent: AgentHandle) -> None:
         """Keep a supervisor at hand, so that the first task need not wait for one."""
         try:
-            tidied = False
-            while True:
-                try:
-                    link = await self._house.current()
-                    if not tidied:
-                        await self._tidy(agent)
-                        tidied = True
-                    await link.closed()
-                except OSError as error:
-                    self._context.log.warning("no supervisor at hand", why=str(error))
-                await self._context.clock.sleep(RECONNECT)
+            context = self._context
+            async with asyncio.TaskGroup() as group:
+                group.create_task(attend(self._house, context.clock, context.log), name="attend")
+                await self._keep_at_hand(agent)
         finally:
             self.close()
+
+    async def _keep_at_hand(self, agent: AgentHandle) -> None:
+        tidied = False
+        while True:
+            try:
+                link = await self._house.current()
+                if not tidied:
+                    await self._tidy(agent)
+                    tidied = True
+                await link.closed()
+            except OSError as error:
+                self._context.log.warning("no supervisor at hand", why=str(error))
+            await self._context.clock.sleep(RECONNECT)
 
     @property
     def supervisor_pid(self) -> int | None:

@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import os
-from dataclasses import dataclass
+import signal
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -58,6 +59,7 @@ class SubprocessExecution(Execution):
             **{name: facts[name] for name in ("pid", "ticks", "wall", "since") if name in facts},
         }
         self.started_at = _instant(facts, tools.clock)
+        self.terminated = known.mark
         self._tools = tools
         self._start_id = start_id
         self._known = known
@@ -70,12 +72,19 @@ class SubprocessExecution(Execution):
         return self._outcome
 
     async def signal(self, signum: int) -> bool:
+        return await self._signal(signum)
+
+    async def terminate(self, words: str) -> bool:
+        return await self._signal(signal.SIGTERM, words)
+
+    async def _signal(self, signum: int, mark: str = "") -> bool:
         while self._outcome is None:
-            if self._known.link is None:
+            link = self._known.link
+            if link is None or link.silent:
                 orphan = self._orphan(self._known)
                 return orphan is not None and orphan.signal(signum)
             try:
-                return await self._known.link.signal(self._start_id, signum)
+                return await link.signal(self._start_id, signum, mark)
             except LinkLost:
                 await self._look_again()
         return False
@@ -120,7 +129,7 @@ class SubprocessExecution(Execution):
                 return await self._end_without_supervisor(known)
             end = known.end or await known.link.ended(self._start_id)
             if end is not None:
-                self._known = _with_end(known, end)
+                self._known = replace(known, end=end)
                 return await self._outcome_of(end)
             await self._look_again()
 
@@ -199,16 +208,6 @@ def _exit(status: int) -> dict[str, Any]:
         number = os.WTERMSIG(status)
         return {"reason": Reason.SIGNAL, "exit_code": 128 + number, "signal": signal_name(number)}
     return {"reason": Reason.EXITED, "exit_code": os.WEXITSTATUS(status)}
-
-
-def _with_end(known: Known, end: Line) -> Known:
-    return Known(
-        place=known.place,
-        journal_id=known.journal_id,
-        facts=known.facts,
-        link=known.link,
-        end=end,
-    )
 
 
 def _instant(facts: Line, clock: Clock) -> Instant | None:

@@ -27,6 +27,7 @@ class Known:
     facts: Line | None  # pid, ticks, wall, since; None: only the intent is known
     link: Link | None = None  # to the living supervisor
     end: Line | None = None
+    mark: str = ""  # the words that its first signal with words bore
     never: bool = False
 
 
@@ -123,19 +124,20 @@ class House:
     @property
     def ready(self) -> Link | None:
         """The supervisor for new runs, if it is there."""
-        return self._current if self._current is not None and not self._current.lost else None
+        link = self._current
+        return None if link is None or link.lost or link.silent else link
 
     async def current(self) -> Link:
         """The supervisor for new runs; started if there is none. Raises OSError."""
         async with self._lock:
             await self._survey()
             if self.ready is None:
-                fit = (link for link in self._living() if link not in self._retired)
+                fit = (one for one in self.living() if not (one in self._retired or one.silent))
                 self._current = next(fit, None) or await self._start()
             assert self._current is not None
             return self._current
 
-    def _living(self) -> list[Link]:
+    def living(self) -> list[Link]:
         return [link for link in self._links.values() if not link.lost]
 
     async def survey(self) -> None:
@@ -230,6 +232,7 @@ class House:
                     journal_id=book.journal_id,
                     facts=record.started,
                     end=record.end,
+                    mark=record.mark,
                     never=record.never is not None,
                 )
         return None
@@ -238,7 +241,12 @@ class House:
         """What a living supervisor has told of a run."""
         run = link.runs[start_id]
         return Known(
-            place=link.place, journal_id=link.journal_id, facts=run.facts, link=link, end=run.end
+            place=link.place,
+            journal_id=link.journal_id,
+            facts=run.facts,
+            link=link,
+            end=run.end,
+            mark=run.mark,
         )
 
     def was_there_before(self, boottime: float) -> bool:
@@ -275,14 +283,14 @@ class House:
         """Runs whose ends wait to be forgotten."""
         return [
             (link, start_id)
-            for link in self._living()
+            for link in self.living()
             for start_id, run in link.runs.items()
             if run.end is not None
         ]
 
     def knows(self, start_id: str) -> bool:
         """Does a living supervisor have it?"""
-        return any(start_id in link.runs for link in self._living())
+        return any(start_id in link.runs for link in self.living())
 
     def close(self) -> None:
         """Hang up; the supervisors go on."""

@@ -19,6 +19,11 @@ HELLO_TIMEOUT = 10.0  # seconds until a supervisor that says nothing counts as a
 NO_ENV: Mapping[str, str] = MappingProxyType({})
 LINE_LIMIT = 8 * 1024 * 1024  # bytes of one request, the supervisor's own bound
 INBOX = 65536  # bytes that are read at once
+LET_GO = 0.1  # seconds for which runs that were forgotten may wait for something else to be said
+MARK_LIMIT = 400  # bytes of a mark as it stands in the journal
+
+
+PING = encode({"t": "ping"})
 
 
 class LinkLost(ConnectionError):
@@ -35,6 +40,7 @@ class Tracked:
 
     facts: Line
     end: Line | None = None
+    mark: str = ""  # the words that its first signal with words bore
 
 
 class Link(asyncio.BufferedProtocol):
@@ -49,6 +55,8 @@ class Link(asyncio.BufferedProtocol):
         self.pid = 0  # of the supervisor
         self.runs: dict[str, Tracked] = {}
         self.lost = False
+        self.silent = False  # it was asked for a sign of life in vain: stopped, or stuck
+        self._asked = False  # and has not answered yet
         self._loop = asyncio.get_running_loop()
         self._hello: asyncio.Future[Line] = self._loop.create_future()
         self.unanswered: set[str] = set()  # starts that were sent, and may come about at any time
@@ -58,6 +66,8 @@ class Link(asyncio.BufferedProtocol):
         self._ends: dict[str, set[asyncio.Future[None]]] = {}
         self._forgotten: list[str] = []
         self._outgoing: list[bytes] = []
+        self._flushing: asyncio.Handle | None = None
+        self._letting_go: asyncio.TimerHandle | None = None
         self._numbers = count(1)
         self._inbox = memoryview(bytearray(INBOX))
         self._rest = b""  # of a line that has not come whole
@@ -80,13 +90,17 @@ class Link(asyncio.BufferedProtocol):
         finally:
             self._starts.pop(start_id, None)
 
-    async def signal(self, start_id: str, signum: int) -> bool:
-        """Signal a run's tree. False if its main process had ended by itself. Raises LinkLost."""
+    async def signal(self, start_id: str, signum: int, mark: str = "") -> bool:
+        """Signal a run's tree. False if its main process had ended by itself. Raises LinkLost.
+
+        The first `mark` that a run was signalled with is journalled and told with it.
+        """
         number = next(self._numbers)
         answer: asyncio.Future[bool] = self._loop.create_future()
         self._signals[number] = answer
+        line = {"t": "signal", "s": start_id, "signal": signum, "n": number}
         try:
-            self._send(encode({"t": "signal", "s": start_id, "signal": signum, "n": number}))
+            self._send(encode({**line, "mark": shortened(mark)} if mark else line))
             return await answer
         finally:
             self._signals.pop(number, None)
@@ -104,11 +118,31 @@ class Link(asyncio.BufferedProtocol):
         return run.end if run else None
 
     def forget(self, start_id: str) -> None:
-        """Let the supervisor let go of a run; told together with others of the same moment."""
+        """Let the supervisor let go of a run; told with whatever is said next, or a little later.
+
+        An agent that is killed in between leaves runs that the next one tidies up.
+        """
         self.runs.pop(start_id, None)
         self._ends.pop(start_id, None)
         self._forgotten.append(start_id)
-        self._flush_soon()
+        if self._letting_go is None:
+            self._letting_go = self._loop.call_later(LET_GO, self._flush)
+
+    def attend(self) -> bool:
+        """To be called now and then, while it lives: is it silent?
+
+        Asks for a sign of life where something is going on; it is silent if the last one that was
+        asked for has not come.
+        """
+        if self._asked:
+            self.silent = True
+            for answer in self._signals.values():
+                if not answer.done():
+                    answer.set_exception(LinkLost("the supervisor does not answer"))
+        elif self.unanswered or any(run.end is None for run in self.runs.values()):
+            self._asked = True
+            self._send(PING)
+        return self.silent
 
     async def closed(self) -> None:
         """Returns when the link was lost."""
@@ -116,24 +150,26 @@ class Link(asyncio.BufferedProtocol):
 
     def close(self) -> None:
         if self._transport is not None:
+            self._flush()
             self._transport.abort()
 
     def _send(self, line: bytes) -> None:
         if self.lost or self._transport is None:
             raise LinkLost("the supervisor is gone")
         self._outgoing.append(line)
-        self._flush_soon()
-
-    def _flush_soon(self) -> None:
-        if len(self._outgoing) + len(self._forgotten) == 1:
-            self._loop.call_soon(self._flush)
+        if self._flushing is None:
+            self._flushing = self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
+        for handle in (self._flushing, self._letting_go):
+            if handle is not None:
+                handle.cancel()
+        self._flushing = self._letting_go = None
         lines, self._outgoing = self._outgoing, []
         forgotten, self._forgotten = self._forgotten, []
         if forgotten:
             lines.append(encode({"t": "forget", "s": forgotten}))
-        if not self.lost and self._transport is not None:
+        if lines and not self.lost and self._transport is not None:
             self._transport.write(b"".join(lines))
 
     # --- what the supervisor says
@@ -160,6 +196,7 @@ class Link(asyncio.BufferedProtocol):
         return self._inbox
 
     def buffer_updated(self, nbytes: int) -> None:
+        self._asked = self.silent = False
         whole, newline, rest = bytes(self._inbox[:nbytes]).rpartition(b"\n")
         if not newline:
             self._rest += rest
@@ -190,7 +227,7 @@ class Link(asyncio.BufferedProtocol):
                 self._wake(line["s"])
         elif kind in ("started", "never"):
             if kind == "started":
-                self.runs.setdefault(line["s"], Tracked(facts=line, end=line.get("end")))
+                self.runs.setdefault(line["s"], _tracked(line))
             self.unanswered.discard(line["s"])
             _resolve(self._starts.get(line["s"]), line)
         elif kind == "signalled":
@@ -199,7 +236,7 @@ class Link(asyncio.BufferedProtocol):
             # Now, not when whoever greeted goes on: an end may stand in the very next line.
             self.pid = line["pid"]
             for facts in line["runs"]:
-                self.runs[facts["s"]] = Tracked(facts=facts, end=facts.get("end"))
+                self.runs[facts["s"]] = _tracked(facts)
             _resolve(self._hello, line)
 
     def _wake(self, start_id: str) -> None:
@@ -233,6 +270,17 @@ async def connect(directory: Path, journal_id: str, env: Mapping[str, str] = NO_
         link.close()
         raise
     return link
+
+
+def shortened(mark: str) -> str:
+    """As much of a mark as finds room in the journal."""
+    while len(encode({"mark": mark})) > MARK_LIMIT:
+        mark = mark[: len(mark) * 3 // 4]
+    return mark
+
+
+def _tracked(facts: Line) -> Tracked:
+    return Tracked(facts=facts, end=facts.get("end"), mark=facts.get("mark", ""))
 
 
 def _resolve(future: asyncio.Future[Any] | None, value: object) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agent_core_plugins.subprocess_executor.link import LinkLost, Strange, connect
+from agent_core_plugins.subprocess_executor.link import LinkLost, Strange, connect, shortened
 from agent_core_plugins.subprocess_executor.supervisor.journal import VERSION
 
 Serve = Callable[..., Path]
@@ -131,3 +131,57 @@ async def test_nobody_there_is_told_apart_from_nobody_answering(runtime: Path) -
     assert os.path.exists(runtime / "socket")
     with pytest.raises(ConnectionRefusedError):
         await connect(runtime, "j")
+
+
+async def test_one_that_does_not_answer_is_silent_until_it_says_anything(serve: Any) -> None:
+    link = await connect(await serve(lines(HELLO), b"", b"", lines({"t": "pong"})), "j")
+    assert not link.attend()  # only asks
+    signalling = asyncio.create_task(link.signal("a", 15))
+    await asyncio.sleep(0)
+    assert link.attend()
+    with pytest.raises(LinkLost):
+        await asyncio.wait_for(signalling, 10)
+    again = asyncio.create_task(link.signal("a", 15))
+    async with asyncio.timeout(10):
+        while link.silent:
+            await asyncio.sleep(0.01)
+    again.cancel()
+    link.close()
+
+
+async def test_one_that_has_nothing_to_do_is_not_asked_for_a_sign_of_life(serve: Any) -> None:
+    link = await connect(await serve(lines(HELLO, END)), "j")
+    assert [link.attend() for _ in range(3)] == [False] * 3
+    link.close()
+
+
+async def test_what_is_asked_at_one_moment_leaves_in_one_piece(runtime: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(runtime / "socket"))
+        listener.listen()
+        listener.setblocking(False)
+        loop = asyncio.get_running_loop()
+        connecting = asyncio.create_task(connect(runtime, "j"))
+        peer, _ = await loop.sock_accept(listener)
+        with peer:
+            await loop.sock_recv(peer, 65536)
+            await loop.sock_sendall(peer, lines(HELLO))
+            link = await connecting
+            starts = [
+                asyncio.create_task(link.start(name, b"start %s\n" % name.encode()))
+                for name in ("b", "c")
+            ]
+            link.forget("a")
+            got = await asyncio.wait_for(loop.sock_recv(peer, 65536), 10)
+            assert got == b'start b\nstart c\n{"t":"forget","s":["a"]}\n'
+            link.close()
+            await asyncio.wait(starts)
+            assert all(isinstance(start.exception(), LinkLost) for start in starts)
+
+
+@pytest.mark.parametrize("mark", ["", "timed out after 3 s", "x" * 5000, "\U0001f600" * 5000])
+def test_a_mark_finds_room_in_the_journal(mark: str) -> None:
+    kept = shortened(mark)
+    assert mark.startswith(kept)
+    assert len(json.dumps(kept)) < 500
+    assert len(mark) < 100 or len(kept) > 20

@@ -79,6 +79,45 @@ async def test_a_run_that_ended_meanwhile_is_told_with_its_output(
     assert not list((tmp_path / "state" / "output").iterdir())
 
 
+TRAPS = "trap 'exit 0' TERM; echo >began; while :; do sleep 0.01; done"
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["agent gone", "supervisor gone too"])
+async def test_why_a_run_was_asked_to_end_is_found_again_with_its_end(
+    make: Make, tmp_path: Path, runtime: Path, killed: bool
+) -> None:
+    executor = make()
+    launch = make_launch(tmp_path, "/bin/sh", "-c", TRAPS)
+    execution = await begin(executor, launch)
+    await appears(Path(launch.scratch) / "began")
+    assert execution.terminated == ""
+    assert await execution.terminate("cancelled by \U0001f600\n")
+    await execution.terminate("timed out")  # the first words count
+    await execution.wait()
+    executor.close()
+    if killed:
+        end_process(*supervisors(runtime))
+    found = await make().reattach(stored(launch, execution), True)
+    assert isinstance(found, Execution)
+    assert found.terminated == "cancelled by \U0001f600\n"
+    outcome = await end(found)
+    assert (outcome.reason, outcome.exit_code) == (Reason.EXITED, 0)
+
+
+async def test_words_for_a_run_that_had_ended_by_itself_are_not_kept(
+    make: Make, tmp_path: Path
+) -> None:
+    executor, launch, execution = await running(make, tmp_path)
+    await let_go(launch)
+    await execution.wait()
+    assert not await execution.terminate("too late")
+    executor.close()
+    found = await make().reattach(stored(launch, execution), True)
+    assert isinstance(found, Execution)
+    assert found.terminated == ""
+    await end(found)
+
+
 async def test_a_start_that_nobody_tried_never_started(make: Make, tmp_path: Path) -> None:
     make()
     launch = make_launch(tmp_path, "/bin/true")

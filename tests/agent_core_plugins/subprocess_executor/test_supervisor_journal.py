@@ -30,6 +30,7 @@ def header() -> bytes:
 
 def line(kind: str, start_id: str) -> bytes:
     facts = {"started": STARTED, "end": END, "never": {"errno": 2, "stage": "exec"}}
+    facts["mark"] = {"mark": "timed out"}
     return journal.encode({"k": kind, "s": start_id, **facts.get(kind, {})})
 
 
@@ -37,7 +38,7 @@ def note(writer: journal.Journal, kind: str, start_id: str, facts: dict[str, obj
     writer.note(kind, start_id, json.dumps(facts)[1:-1])
 
 
-KINDS = ("intent", "started", "end", "never", "forget")
+KINDS = ("intent", "started", "end", "never", "mark", "forget")
 ids = st.sampled_from(["a", "b", "c"])
 lines = st.builds(line, st.sampled_from(KINDS), ids)
 json_values = st.recursive(
@@ -71,6 +72,7 @@ def check(book: journal.Book) -> None:
         if record.end:
             assert [int(length) for length in record.end["out"]] == record.end["out"]
             os.WIFSIGNALED(record.end["status"] & 0xFFFF)
+        assert isinstance(record.mark, str)
         if record.never:
             os.strerror(record.never["errno"] & 0xFF)
 
@@ -99,7 +101,7 @@ def test_duplicate_and_reordered_lines_say_the_same(
     def told(book: journal.Book | None) -> dict[str, object]:
         assert book is not None
         return {
-            one.start_id: (one.intended, one.started, one.never, one.end, one.forgotten)
+            one.start_id: (one.intended, one.started, one.never, one.end, one.mark, one.forgotten)
             for one in book.records.values()
         }
 

@@ -13,7 +13,7 @@ import os
 
 VERSION = 2
 STEP = 64 * 1024  # bytes of room taken at a time, and the size below which nothing is compacted
-ROOM = 1024  # bytes that one run may still write: its start and its end
+ROOM = 1024  # bytes that one run may still write: its start, a mark and its end
 LONGEST = 4096  # bytes of a line that a reader looks at
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Record:
     """All that a journal says of one start."""
 
-    __slots__ = ("end", "forgotten", "intended", "never", "start_id", "started")
+    __slots__ = ("end", "forgotten", "intended", "mark", "never", "start_id", "started")
 
     def __init__(self, start_id: str) -> None:
         self.start_id = start_id
@@ -33,6 +33,7 @@ class Record:
         self.started: Line | None = None  # pid, ticks (its start time), wall, since (boot time)
         self.never: Line | None = None  # errno, stage
         self.end: Line | None = None  # status, user, system, rss, wall_s, at, out
+        self.mark = ""  # the words that its first signal with words bore
         self.forgotten = False
 
 
@@ -101,6 +102,8 @@ def _enter(book: Book, line: Line) -> None:
         record.never = record.never or line
     elif kind == "end":
         record.end = record.end or line
+    elif kind == "mark":
+        record.mark = record.mark or line["mark"]
     elif kind == "forget":
         record.forgotten = True
 
@@ -111,6 +114,8 @@ def _sound(kind: str, line: Line) -> bool:
         return True
     if kind == "never":
         return _whole(line.get("errno")) and isinstance(line.get("stage"), str)
+    if kind == "mark":
+        return isinstance(line.get("mark"), str)
     if kind == "started":
         numbers = _whole(line.get("pid")) and _whole(line.get("ticks"))
         return numbers and _number(line.get("wall")) and _number(line.get("since"))
@@ -194,7 +199,7 @@ class Journal:
         self._append(start_id, f'{{"k":"intent","s":"{start_id}"}}\n')
 
     def note(self, kind: str, start_id: str, facts: str) -> None:
-        """Say what became of it: started, never, or end. Raises OSError.
+        """Say what became of it: started, never, mark, or end. Raises OSError.
 
         `facts` are the members of a JSON object, without its braces.
         """

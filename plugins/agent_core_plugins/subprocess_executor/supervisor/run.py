@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Run:
     """One start that began, until it is forgotten."""
 
-    __slots__ = ("_began", "boot", "cap", "end", "fifos", "out", "owed", "pid", "sinks", "start_id", "ticks", "wall", "wide")  # fmt: skip # noqa: E501
+    __slots__ = ("_began", "boot", "cap", "end", "fifos", "mark", "out", "owed", "pid", "sinks", "start_id", "ticks", "wall", "wide")  # fmt: skip # noqa: E501
 
     def __init__(self, start_id: str, out: list[str], cap: int) -> None:
         self.start_id = start_id
@@ -29,6 +29,7 @@ class Run:
         self.sinks: list[Sink | None] = [None, None]  # made with the first byte
         self.wide = [False, False]
         self.end = ""  # how its main process ended; as the members of a JSON object, like all here
+        self.mark = ""  # the words that its first signal with words bore, as JSON
         self.owed = True  # the end is not told yet
 
     def identity(self) -> str:
@@ -37,7 +38,8 @@ class Run:
     def told(self) -> str:
         """What is told of it as it stands."""
         end = "" if self.owed else f',"end":{{{self.end}}}'
-        return f'"s":"{self.start_id}",{self.identity()}{end}'
+        mark = f',"mark":{self.mark}' if self.mark else ""
+        return f'"s":"{self.start_id}",{self.identity()}{mark}{end}'
 
     def started(self) -> str:
         """The answer to its start."""

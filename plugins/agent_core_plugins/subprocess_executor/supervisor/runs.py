@@ -72,11 +72,17 @@ class Runs:
             self._young_until = time.monotonic() + GATHER
         self._young[start_id] = run
 
-    def signal(self, start_id: str, signum: int) -> bool:
-        """Signal the whole tree. False if the main process had ended by itself."""
+    def signal(self, start_id: str, signum: int, mark: str) -> bool:
+        """Signal the whole tree. False if the main process had ended by itself.
+
+        `mark`, words as JSON, tells a later agent why: journalled before it is acted on.
+        """
         run = self._runs.get(start_id)
         if run is None or run.pid not in self._mains or _ended(run.pid):
             return False
+        if mark and not run.mark:
+            run.mark = mark
+            self._note("mark", start_id, f'"mark":{mark}')
         tree.send_group(run.pid, signum)
         self._look_for_strays()
         everything = tree.snapshot()

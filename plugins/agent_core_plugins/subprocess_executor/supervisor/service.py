@@ -166,11 +166,14 @@ class Service:
                 _check(asked)
                 self._runs.write_again()
                 self._runs.start(asked, {**connection.env, **asked["env"]})
+            elif kind == "ping":
+                self._tell('"t":"pong"')
             elif kind == "forget":
                 self._runs.forget(asked["s"])
             elif kind == "signal":
                 number = int(asked["n"])
-                done = self._runs.signal(asked["s"], int(asked["signal"]))
+                mark = json.dumps(str(asked["mark"])) if "mark" in asked else ""
+                done = self._runs.signal(asked["s"], int(asked["signal"]), mark)
                 self._tell(f'"t":"signalled","n":{number},"done":{json.dumps(done)}')
         except Exception:
             _complain()
