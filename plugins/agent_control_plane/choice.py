@@ -8,7 +8,7 @@ import heapq
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Row, Select, bindparam, select
+from sqlalchemy import Connection, Row, Select, bindparam, literal_column, select
 
 from agent_control_plane import needs
 from agent_control_plane.needs import Offer
@@ -16,9 +16,14 @@ from agent_control_plane.rows import columns_with
 from agent_control_plane.states import Task
 from agent_control_plane.tables import tasks
 from agent_control_plane.views import DESCRIPTION
+from agent_core.api.http import Problem
+from agent_core.api.wire import Code
 from agent_core.resources import Free, fitting, without
 
 MOST_LINES: Final = 1000  # for one machine, and as many for any; submit keeps to it
+
+# PostgreSQL plans for a tenth of the table where the number is a parameter.
+_ONE: Final = literal_column("1")
 
 Key = tuple[int, float, int]  # priority, created_at, seq: the smallest is the most urgent
 
@@ -38,13 +43,13 @@ class Line(NamedTuple):
 def _lines() -> Select[Any]:
     """Each different text of needs once, by as many steps through the index as there are."""
     here = tasks.c.ready_for == bindparam("here")
-    first = select(tasks.c.needs).where(here).order_by(tasks.c.needs).limit(1).scalar_subquery()
+    first = select(tasks.c.needs).where(here).order_by(tasks.c.needs).limit(_ONE).scalar_subquery()
     walk = select(first.label("needs")).cte("line", recursive=True)
     after = (
         select(tasks.c.needs)
         .where(here & (tasks.c.needs > walk.c.needs))
         .order_by(tasks.c.needs)
-        .limit(1)
+        .limit(_ONE)
         .scalar_subquery()
     )
     walk = walk.union_all(select(after).where(walk.c.needs.is_not(None)))
@@ -53,13 +58,13 @@ def _lines() -> Select[Any]:
         select(inner.c.seq)
         .where((inner.c.ready_for == bindparam("here")) & (inner.c.needs == walk.c.needs))
         .order_by(inner.c.priority, inner.c.created_at, inner.c.seq)
-        .limit(1)
+        .limit(_ONE)
         .scalar_subquery()
     )
     return (
         select(*URGENCY, walk.c.needs)
         .select_from(walk.join(tasks, tasks.c.seq == head))
-        .limit(MOST_LINES)
+        .limit(literal_column(str(MOST_LINES)))
     )
 
 
@@ -91,6 +96,24 @@ def lines(connection: Connection, ready_for: str) -> list[Line]:
     """What waits for this machine alone; "" = for any."""
     rows = connection.execute(_LINES, {"here": ready_for})
     return [Line((row[0], row[1], row[2]), ready_for, row[3]) for row in rows]
+
+
+def admit(connection: Connection, ready_for: str, text: str) -> None:
+    """Raises Problem where a claim would have too many lines to look at, if these needs were one.
+
+    What waits for something else is in no line yet, so there may be somewhat more in the end.
+    """
+    if not text:
+        return
+    where = {"ready_for": ready_for, "needs": text, "most": 1}
+    if connection.execute(_KEYS, where).first() is not None:
+        return
+    if len(lines(connection, ready_for)) >= MOST_LINES:
+        raise Problem(
+            Code.FULL,
+            f"{MOST_LINES} different combinations of labels, resources and executor wait already; "
+            "let tasks that need nearly the same ask for the same, or try again later",
+        )
 
 
 def chosen(connection: Connection, offer: Offer, most: int) -> list[Row[Any]]:

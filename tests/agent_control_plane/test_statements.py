@@ -23,26 +23,26 @@ VALUES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("statement", "index"),
-    [
-        (choice._LINES, "COVERING INDEX tasks_ready (ready_for=? AND needs>?)"),
-        (choice._KEYS, "COVERING INDEX tasks_ready (ready_for=? AND needs=?)"),
-        (choice._TAKE, "INDEX tasks_ready (ready_for=? AND needs=?)"),
-        (dependencies._TELLABLE, "INDEX dependencies_on (depends_on=?)"),
-        (dependencies._IN_CIRCLE, "INDEX sqlite_autoindex_dependencies_1 (task_id=?)"),
-        (dependencies._WAITED_FOR, "INDEX dependencies_on (depends_on=?)"),
-        (queue._SAME_CLAIM, "INDEX attempts_agent (agent_id=? AND ended_at=?)"),
-        (queue._COUNT_HELD, "INDEX attempts_agent (agent_id=? AND ended_at=?)"),
-        (ledger._DUE, "INDEX tasks_wake"),
-        (ledger._BY_ID, "INDEX sqlite_autoindex_tasks_1"),
-        (ledger._BY_ATTEMPT, "INDEX sqlite_autoindex_tasks_1"),
-        (history._LAST, "INDEX attempts_task"),
-        (history._EARLIER, "INDEX ix_runs_task_id"),
-        (batches._THESE, "INDEX sqlite_autoindex_attempts_1"),
-        (tasks._COUNT_OPEN, "COVERING INDEX tasks_status"),
-    ],
-)
+CASES = [
+    (choice._LINES, "COVERING INDEX tasks_ready (ready_for=? AND needs>?)"),
+    (choice._KEYS, "COVERING INDEX tasks_ready (ready_for=? AND needs=?)"),
+    (choice._TAKE, "INDEX tasks_ready (ready_for=? AND needs=?)"),
+    (dependencies._TELLABLE, "INDEX dependencies_on (depends_on=?)"),
+    (dependencies._IN_CIRCLE, "INDEX sqlite_autoindex_dependencies_1 (task_id=?)"),
+    (dependencies._WAITED_FOR, "INDEX dependencies_on (depends_on=?)"),
+    (queue._SAME_CLAIM, "INDEX attempts_agent (agent_id=? AND ended_at=?)"),
+    (queue._COUNT_HELD, "INDEX attempts_agent (agent_id=? AND ended_at=?)"),
+    (ledger._DUE, "INDEX tasks_wake"),
+    (ledger._BY_ID, "INDEX sqlite_autoindex_tasks_1"),
+    (ledger._BY_ATTEMPT, "INDEX sqlite_autoindex_tasks_1"),
+    (history._LAST, "INDEX attempts_task"),
+    (history._EARLIER, "INDEX ix_runs_task_id"),
+    (batches._THESE, "INDEX sqlite_autoindex_attempts_1"),
+    (tasks._COUNT_OPEN, "COVERING INDEX tasks_status"),
+]
+
+
+@pytest.mark.parametrize(("statement", "index"), CASES)
 def test_no_statement_of_every_call_walks_through_a_table(
     statement: Executable, index: str
 ) -> None:
