@@ -18,7 +18,8 @@ help:
 	@echo '                    (until Ctrl-C; ARGS=--once ends by itself)'
 	@echo 'make test           the whole test suite, without what needs an engine (ARGS="-k name")'
 	@echo 'make check          linters, types, import contracts, and the coverage gate of the core'
-	@echo 'make test-engines   the tests that need bubblewrap (REQUIRE_ENGINES=1: none may skip)'
+	@echo 'make test-engines   the tests that need bubblewrap or PostgreSQL (REQUIRE_ENGINES=1:'
+	@echo '                    none may skip)'
 	@echo 'make bench          tasks per second against xargs, and where the time goes'
 	@echo 'make docs           write settings.toml and docs/settings.md anew from the models'
 	@echo 'make clean          remove $(VENV) and everything that was built or cached'
@@ -40,7 +41,7 @@ check: $(VENV)/.check
 	@$(BIN)/coverage report --skip-covered
 
 test-engines: $(VENV)/.test
-	@$(BIN)/python -m pytest -q -m engines $(ARGS)
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal -m engines $(ARGS)
 
 bench: $(VENV)/.test
 	@$(BIN)/python -m tests.load.bench $(ARGS)
