@@ -119,17 +119,20 @@ def admit(connection: Connection, ready_for: str, text: str) -> None:
 def chosen(connection: Connection, offer: Offer, most: int) -> list[Row[Any]]:
     """The rows to grant, locked, the most urgent first; at most `most`."""
     waiting = lines(connection, "") + lines(connection, offer.machine_id)
+    # A full agent may have room for more that asks for nothing, to have it ready; what asks for
+    # resources and is urgent begins there because something else ends.
+    urgent = [
+        line
+        for line in waiting
+        if needs.is_urgent(offer, line.head[0])
+        and (wanted := needs.read(line.needs))
+        and (offer.limit <= 0 or wanted.resources)
+        and needs.makes_room(wanted, offer)
+    ]
+    counts = {min(urgent): 1} if urgent and most > 0 else {}
     if offer.limit > 0:
         fit = [line for line in waiting if needs.fits(needs.read(line.needs), offer)]
-        counts = _plan(connection, fit, offer.free, most)
-    else:
-        urgent = [
-            line
-            for line in waiting
-            if needs.is_urgent(offer, line.head[0])
-            and needs.makes_room(needs.read(line.needs), offer)
-        ]
-        counts = {min(urgent): 1} if urgent and most > 0 else {}
+        counts |= _plan(connection, fit, offer.free, most - len(counts))
     rows = [row for line, count in counts.items() for row in _take(connection, line, count)]
     rows.sort(key=lambda row: (row.priority, row.created_at, row.seq))
     return rows

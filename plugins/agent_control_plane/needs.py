@@ -84,9 +84,10 @@ def takes(offer: Offer, ready_for: str, needs: str, priority: int) -> bool:
     """Whether a task that is ready, alone, would be granted to this offer. Pure, for the waker."""
     if ready_for not in ("", offer.machine_id):
         return False
-    if offer.limit > 0:
-        return fits(read(needs), offer)
-    return is_urgent(offer, priority) and makes_room(read(needs), offer)
+    wanted = read(needs)
+    if offer.limit > 0 and fits(wanted, offer):
+        return True
+    return is_urgent(offer, priority) and makes_room(wanted, offer)
 
 
 def is_urgent(offer: Offer, priority: int) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,8 @@ def test_a_hanging_claim_is_told_apart_by_machine_needs_and_urgency() -> None:
     assert not needs.takes(here, "", site, 1)
     assert needs.takes(full, "", two, 2)
     assert not needs.takes(full, "", "", 3)
+    assert needs.takes(replace(full, limit=2), "", two, 2), "also where it has others ready"
+    assert not needs.takes(replace(full, limit=2), "", two, 3)
     assert not needs.takes(Offer(machine_id="m", limit=1), "", gpu, 1)
 
 
@@ -132,6 +135,21 @@ async def test_labels_must_all_be_there_and_equal(house: House) -> None:
     assert await names(wrong) == []
     assert await names(part) == []
     assert await names(right) == ["both"]
+
+
+async def test_a_full_agent_that_has_some_ready_is_given_urgent_work_for_its_devices_too(
+    house: House,
+) -> None:
+    for number in (1, 2):
+        await house.user.submit(name=f"urgent {number}", priority=number, resources={"gpus": 1})
+        await house.user.submit(name=f"plain {number}", priority=number)
+    await house.user.submit(name="gpu", priority=4, resources={"gpus": 1})
+    agent = house.agent()
+    await agent.register(gpus=[{"uuid": "GPU-0", **T4}])
+    told = free(slots=0, urgent_at_most=3)
+    assert await names(agent, 2, free=told) == ["urgent 1", "plain 1"]
+    assert await names(agent, 2, free=told) == ["urgent 2", "plain 2"]
+    assert await names(agent, 2, free=told) == []
 
 
 async def test_only_what_together_fits_is_given_the_most_urgent_first(house: House) -> None:
