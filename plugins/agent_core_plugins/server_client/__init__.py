@@ -28,6 +28,7 @@ from agent_core_plugins.server_client.contact import Contact
 from agent_core_plugins.server_client.courier import Courier
 from agent_core_plugins.server_client.http import Server
 from agent_core_plugins.server_client.leases import Leases
+from agent_core_plugins.server_client.logs import Logs
 from agent_core_plugins.server_client.progress import ProgressLoop
 from agent_core_plugins.server_client.reporting import Reporter
 
@@ -108,9 +109,12 @@ class ServerClient:
         self._progress = ProgressLoop(
             self._contact, self._courier, self._leases, source=NAME, clock=clock, log=log
         )
-        self._commands = Commands(self._contact, self._courier, source=NAME, clock=clock, log=log)
+        self._logs = Logs(self._contact, source=NAME, clock=clock, log=log)
+        self._commands = Commands(
+            self._contact, self._courier, self._logs, source=NAME, clock=clock, log=log
+        )
         self._contact.hear = self._commands.hear
-        self._reporter = Reporter(self._contact, self._courier, self._leases, log=log)
+        self._reporter = Reporter(self._contact, self._courier, self._leases, self._logs, log=log)
         self._claimer = Claimer(
             self._contact,
             self._leases,
@@ -153,6 +157,7 @@ class ServerClient:
             "renew": self._leases.keep(agent, self._settings.renew_interval),
             "progress": self._progress.keep(agent),
             "commands": self._commands.keep(agent),
+            "logs": self._logs.keep(agent),
         }
         try:
             async with asyncio.TaskGroup() as group:

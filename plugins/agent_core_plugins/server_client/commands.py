@@ -10,6 +10,7 @@ from pydantic_core import to_json
 from agent_core import FINAL, AgentHandle, Clock, Code, Json, Key, StoreError, Unreachable, wire
 from agent_core_plugins.server_client.contact import Contact
 from agent_core_plugins.server_client.courier import Courier
+from agent_core_plugins.server_client.logs import Logs
 
 REMEMBERED = 1000  # commands; an older one that came again would be carried out again
 AT_ONCE = 100  # commands that wait here; the server tells the others again
@@ -37,6 +38,7 @@ class Commands:
         self,
         contact: Contact,
         courier: Courier,
+        logs: Logs,
         *,
         source: str,
         clock: Clock,
@@ -44,6 +46,7 @@ class Commands:
     ) -> None:
         self._contact = contact
         self._courier = courier
+        self._logs = logs
         self._source = source
         self._clock = clock
         self._log = log
@@ -84,8 +87,12 @@ class Commands:
 
     async def _carry_out(self, agent: AgentHandle, command: Command) -> Said | None:
         """None: not now; the server says it again."""
-        if command.action == wire.Action.CANCEL:
-            return await self._cancel(agent, command)
+        match command.action:
+            case wire.Action.CANCEL:
+                return await self._cancel(agent, command)
+            case wire.Action.WATCH:
+                runs = self._logs.watch(agent, command.key)
+                return Said(Code.OK, "" if runs else "it does not run now")
         return Said(Code.NO_ROUTE, f"this agent does not {command.action}")
 
     async def _cancel(self, agent: AgentHandle, command: Command) -> Said | None:

@@ -12,6 +12,7 @@ from agent_core import (
     Code,
     Instant,
     Json,
+    Signal,
     Unreachable,
     __version__,
     wire,
@@ -20,7 +21,7 @@ from agent_core_plugins.server_client.http import Reply, Server
 from agent_core_plugins.server_client.machine import has, metrics, own_address
 
 LEASE_SEC = 300.0  # of a server that does not say
-SPOKEN = (wire.Word.EVENTS, wire.Word.WAIT, wire.Word.COMMANDS)  # the extensions that we know
+SPOKEN = tuple(wire.Word)  # the extensions that we know
 EVENTS_LIMIT = 100  # in one request, at most
 BYTES_LIMIT = 8 * 2**20  # of one request, at most
 BYTES_LEAST = 4096  # a server that names less means something else
@@ -45,6 +46,7 @@ class Contact:
         self.limits = Limits()
         self.lease_sec = LEASE_SEC
         self.known = asyncio.Event()  # set when register was answered for the first time
+        self.registers = Signal()  # sent each time that it was: the words may be others
         self.back_since: Instant | None = None  # until the results of the outage are told
         self.state: State = "unknown"
         self.hear: Callable[[Json], bool] = _deaf  # what is done with the commands of an answer
@@ -149,6 +151,7 @@ class Contact:
         self.lease_sec = seconds(data.get("lease_sec"), LEASE_SEC)
         self._registered = True
         self.known.set()
+        self.registers.send()
 
     async def _heartbeat(self, agent: AgentHandle) -> None:
         reply = await self.call(

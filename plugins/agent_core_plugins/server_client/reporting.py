@@ -20,6 +20,7 @@ from agent_core_plugins.server_client.courier import ROOM, Courier
 from agent_core_plugins.server_client.forms import SMALLEST_BODY, complete_fields, entry, error_of
 from agent_core_plugins.server_client.http import Reply
 from agent_core_plugins.server_client.leases import AT_ONCE, Leases, task_path
+from agent_core_plugins.server_client.logs import Logs
 
 _BATCHED = (EventKind.START, EventKind.RUN, EventKind.COMPLETE)
 
@@ -27,10 +28,13 @@ _BATCHED = (EventKind.START, EventKind.RUN, EventKind.COMPLETE)
 class Reporter:
     """Tells events to the server. May be repeated: the server knows what it heard before."""
 
-    def __init__(self, contact: Contact, courier: Courier, leases: Leases, *, log: Any) -> None:
+    def __init__(
+        self, contact: Contact, courier: Courier, leases: Leases, logs: Logs, *, log: Any
+    ) -> None:
         self._contact = contact
         self._courier = courier
         self._leases = leases
+        self._logs = logs
         self._log = log
         self._gate = asyncio.Semaphore(AT_ONCE)
         self._body_limit = wire.COMPLETE_BODY_LIMIT
@@ -43,6 +47,7 @@ class Reporter:
         # Before anything is told: an unknown server would be sent plain exit codes alone, and
         # what was refused or cancelled would be on record there as a mere failure.
         await self._contact.registered(agent)
+        await self._logs.finish(events)
         receipts: list[Receipt | None] = [None] * len(events)
         outage: Unreachable | None = None
         if self._contact.speaks(wire.Word.EVENTS):

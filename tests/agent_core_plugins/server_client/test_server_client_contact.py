@@ -43,7 +43,7 @@ async def test_an_agent_says_who_it_is_and_that_it_lives(opened: Any, server: An
         body = request.json()
         assert (body["agent_id"], body["machine_id"]) == ("agent-1", "machine-1")
         assert body["max_workers"] == 2
-        assert body["capabilities"] == ["events", "wait", "commands"]
+        assert body["capabilities"] == ["events", "wait", "commands", "logs"]
         assert (body["labels"], body["executors"]) == ({}, ["subprocess_executor"])
         assert body["gpus"] == []
         assert body["ip_address"] == "127.0.0.1"
