@@ -4,6 +4,7 @@ Never from the current directory: a cloned repository could send the token anywh
 """
 
 import difflib
+import getpass
 import os
 import stat
 import tomllib
@@ -19,7 +20,8 @@ from agent_core.errors import SettingsError
 if TYPE_CHECKING:
     from agent_core.api.client import Client
 
-KEYS = ("url", "token")
+KEYS = ("url", "token", "user")
+USER_LIMIT = 255  # characters
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +63,23 @@ def find(environ: Mapping[str, str], *, as_json: bool = False) -> Connection:
     return Connection(url=_checked_url(url), token=_checked_token(token))
 
 
+def user_name(environ: Mapping[str, str]) -> str:
+    """Whose tasks these are: as the configuration file says, else as the system does; "" if none.
+
+    A label for lists, no proof of anything: whoever has the token may name whom they like.
+    """
+    try:
+        said = tomllib.loads(config_file(environ).read_text()).get("user", "")
+    except (OSError, ValueError):  # told by whoever needs url and token of that file
+        said = ""
+    name = said if isinstance(said, str) and said else environ.get("USER", "")
+    try:
+        name = name or getpass.getuser()
+    except (OSError, KeyError, ImportError):  # an id without a name, as in a container
+        return ""
+    return name[:USER_LIMIT] if name.isprintable() else ""
+
+
 def config_file(environ: Mapping[str, str]) -> Path:
     base = environ.get("XDG_CONFIG_HOME", "")
     home = (
@@ -85,7 +104,7 @@ def _read(path: Path, *, as_json: bool) -> dict[str, str]:
     for key, value in content.items():
         if key not in KEYS:
             near = difflib.get_close_matches(key, KEYS, n=1)
-            hint = f"; did you mean {near[0]}?" if near else "; it may hold url and token"
+            hint = f"; did you mean {near[0]}?" if near else "; it may hold url, token and user"
             raise SettingsError(f"{path}: unknown key {key}{hint}")
         if not isinstance(value, str):
             raise SettingsError(f"{path}: {key} must be text in quotes")

@@ -181,7 +181,32 @@ class Follower:
             if not shown.gaps:
                 self._viewer.say(not_kept(name, piece.dropped))
         elif shown.digest is not None and piece.sha256:
-            check(name, shown.digest.hexdigest(), piece.sha256, self._id, self._run)
+            self._compare(name, shown.digest.hexdigest(), piece.sha256.lower())
+
+    def _compare(self, name: str, seen: str, kept: str) -> None:
+        """Raises CommandFailed where what was shown is not what the control plane keeps."""
+        if seen != kept and self._is_whole(name):
+            of_run = "" if self._run is None else f" --run {self._run}"
+            raise CommandFailed(
+                f"what came of {name} is not what the control plane keeps (sha256 {seen}, not "
+                f"{kept}); read it again with: remotegpu logs {self._id}{of_run} --stream {name}",
+                Exit.FAILED,
+            )
+
+    def _is_whole(self, name: str) -> bool:
+        """Whether all of it was kept: of much output the middle goes when the run has ended."""
+        offset = 0
+        while True:
+            piece = self._patience.ask(
+                lambda at=offset: self._client.logs(  # type: ignore[misc]
+                    self._id, stream=name, run=self._run, offset=at
+                )
+            )
+            if piece.offset > offset or (piece.eof and piece.dropped != 0):
+                return False
+            if piece.eof or piece.next_offset <= offset:
+                return True
+            offset = piece.next_offset
 
     def _lost(self, who: str, error: Exception) -> None:
         if not self._waiting:
@@ -209,14 +234,3 @@ def _listed(task: Task) -> int:
         if isinstance(each, dict) and isinstance(each.get("run_no"), int)
     ]
     return max(numbers, default=0)
-
-
-def check(name: str, seen: str, kept: str, task_id: str, run: int | None) -> None:
-    """Raises CommandFailed where what was shown is not what the control plane keeps."""
-    if seen != kept.lower():
-        of_run = "" if run is None else f" --run {run}"
-        raise CommandFailed(
-            f"what came of {name} is not what the control plane keeps (sha256 {seen}, not {kept}); "
-            f"read it again with: remotegpu logs {task_id}{of_run} --stream {name}",
-            Exit.FAILED,
-        )

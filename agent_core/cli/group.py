@@ -19,9 +19,10 @@ COMMANDS: Final = {
     "submit": ("agent_core.cli.submit:submit", "Submit a task: a command, shell text or a script."),
     "tasks": ("agent_core.cli.tasks:tasks", "List tasks, newest first."),
     "task": ("agent_core.cli.tasks:task", "Show one task with its result and its runs."),
+    "explain": ("agent_core.cli.explain:explain", "Say why a task does not run."),
     "wait": ("agent_core.cli.wait:wait", "Wait for tasks, and exit with a task's own code."),
-    "logs": ("agent_core.cli.logs:logs", "Print what a task wrote."),
-    "cancel": ("agent_core.cli.tasks:cancel", "Cancel a task, waiting or running."),
+    "logs": ("agent_core.cli.logs:logs", "Print what a task wrote, or follow it live."),
+    "cancel": ("agent_core.cli.cancel:cancel", "Cancel tasks, waiting or running."),
     "agent": ("agent_core.cli.agent:agent", "Run the agent on this machine."),
     "plugins": (
         "agent_core.cli.plugins:plugins",

@@ -22,10 +22,14 @@ def id_argument(statuses: Sequence[str] = ()) -> Callable[[F], F]:
     return click.argument("task_id", metavar="ID", shell_complete=_completion(statuses))
 
 
-def ids_argument() -> Callable[[F], F]:
+def ids_argument(statuses: Sequence[str] = ()) -> Callable[[F], F]:
     """`ID...`, at least one."""
     return click.argument(
-        "task_ids", metavar="ID...", nargs=-1, required=True, shell_complete=_completion(())
+        "task_ids",
+        metavar="ID...",
+        nargs=-1,
+        required=True,
+        shell_complete=_completion(statuses),
     )
 
 

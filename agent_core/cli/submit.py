@@ -1,16 +1,21 @@
 """`submit`: what a person means to run, made into a task."""
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from agent_core.api.wire import USER_BODY_LIMIT, Json
-from agent_core.cli.config import connect
+from agent_core.cli.array import Indexes, member, submit_all
+from agent_core.cli.config import connect, user_name
 from agent_core.cli.exits import Exit, failing_with, own_code
+from agent_core.cli.explain import hint
+from agent_core.cli.needs import needs, needs_options, pairs
 from agent_core.cli.output import json_option, note, print_json, print_json_line
 from agent_core.cli.text import Duration, words
 from agent_core.cli.wait import Waiting, how_it_ended
@@ -37,18 +42,6 @@ class SubmitCommand(click.Command):
         return ["[OPTIONS]", "(-- CMD [ARGS]... | -c TEXT | FILE | -)"]
 
 
-def _variable(
-    _ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]
-) -> dict[str, str]:
-    env = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not name or not equals:
-            raise click.BadParameter(f"{pair!r} is not NAME=VALUE")
-        env[name] = value
-    return env
-
-
 def _absolute(_ctx: click.Context, _param: click.Parameter, path: str) -> str:
     if path and not path.startswith("/"):
         raise click.BadParameter(
@@ -68,6 +61,9 @@ def _absolute(_ctx: click.Context, _param: click.Parameter, path: str) -> str:
       generate | remotegpu submit --name sweep -          a script from standard input
       remotegpu submit --wait --timeout 5m -- make test   exit code of the task
       remotegpu submit --follow -- make test              its output as well, as it comes
+      remotegpu submit --gpus 1 --gpu a100 -- ./train     a GPU of its own
+      remotegpu submit --array 0-9 job.sh                 ten tasks
+      remotegpu submit --after $ID1,$ID2 -- ./collect     when both have completed
     """,
 )
 @click.argument("file", required=False, metavar="FILE")
@@ -86,13 +82,18 @@ def _absolute(_ctx: click.Context, _param: click.Parameter, path: str) -> str:
     "--retry-delay", type=Duration(), help="Pause before a retry; default 60s, which 0 means too."
 )
 @click.option(
-    "--env", metavar="NAME=VALUE", multiple=True, callback=_variable,
+    "--env", metavar="NAME=VALUE", multiple=True, callback=pairs,
     help="A variable of the task's environment. May be repeated.",
 )  # fmt: skip
 @click.option(
     "--workdir", default="", callback=_absolute, help="Absolute path; default: a private one."
 )
-@click.option("--machine", help="Only the machine with this id runs it.")
+@needs_options
+@click.option("--user", help="Whose task it is, for lists; default: you.")
+@click.option(
+    "--array", type=Indexes(), metavar="INDEXES",
+    help="One task for each index of 0-9, 0-9:2 or 1,3,5, told to it as REMOTEGPU_ARRAY_INDEX.",
+)  # fmt: skip
 @click.option("--wait", is_flag=True, help="Wait for its end and exit with its own code.")
 @click.option(
     "--follow", is_flag=True,
@@ -111,18 +112,59 @@ def submit(ctx: click.Context, /, **given: Any) -> None:
     --follow the id is told there too, and standard output is the task's.
     """
     fields = _what(ctx.meta.get(DIRECT), given["file"], given["text"], given["kind"])
-    fields |= _how(given)
+    fields |= _how(given) | needs(given)
+    fields["user"] = given["user"] if given["user"] is not None else user_name(os.environ)
+    indexes = given["array"]
+    if indexes is not None:
+        if given["task_id"] or given["follow"]:
+            option = "--id" if given["task_id"] else "--follow"
+            raise click.UsageError(f"{option} is for one task, and --array makes many")
+        _check_size(member(fields, max(indexes)))
+        raise click.exceptions.Exit(_array(fields, indexes, given))
     _check_size(fields)
+    raise click.exceptions.Exit(_one(fields, given))
+
+
+def _one(fields: Mapping[str, Json], given: Mapping[str, Any]) -> int:
     as_json, key = given["as_json"], given["idempotency_key"]
     if not (given["wait"] or given["follow"]):
         with connect(as_json=as_json) as client:
             task = client.submit(fields, key=key)
-        print_json(task) if as_json else click.echo(words(task["id"]))
-        return
+            print_json(task) if as_json else click.echo(words(task["id"]))
+            hint(client, fields, task["id"], as_json=as_json)
+        return Exit.OK
     to_its_end = _follow if given["follow"] else _wait
     with failing_with(Exit.NO_OWN_CODE), connect(as_json=as_json) as client:
-        ended = to_its_end(client, client.submit(fields, key=key), as_json)
-    raise click.exceptions.Exit(own_code(ended))
+        task = client.submit(fields, key=key)
+        hint(client, fields, task["id"], as_json=as_json)
+        ended = to_its_end(client, task, as_json)
+    return own_code(ended)
+
+
+def _array(fields: Mapping[str, Json], indexes: Sequence[int], given: Mapping[str, Any]) -> int:
+    as_json, key, waits = given["as_json"], given["idempotency_key"], given["wait"]
+    told: list[dict[str, Json]] = []
+
+    def took(index: int, task: Mapping[str, Json]) -> None:
+        if not as_json:
+            click.echo(words(task["id"]))
+        elif not waits:
+            names = ("id", "name", "status")
+            told.append({"index": index, **{name: task.get(name) for name in names}})
+
+    with failing_with(Exit.FAILED) if waits else nullcontext(), connect(as_json=as_json) as client:
+        ids = submit_all(client, fields, indexes, key=key, took=took, as_json=as_json)
+        hint(client, fields, ids[0], as_json=as_json)
+        if waits:
+            ended = Waiting(client, as_json=as_json).until_final(ids)
+            if as_json:
+                print_json({"tasks": ended})
+            for task in () if as_json else ended:
+                note(how_it_ended(task))
+            return int(any(task["status"] != "completed" for task in ended))
+    if as_json:
+        print_json({"tasks": told})
+    return Exit.OK
 
 
 def _wait(client: "Client", task: Mapping[str, Json], as_json: bool) -> Mapping[str, Json]:
@@ -223,7 +265,6 @@ def _how(given: dict[str, Any]) -> dict[str, Json]:
         "retry_delay": _number(given["retry_delay"]),
         "env": given["env"] or None,
         "workdir": given["workdir"] or None,
-        "machine_id": given["machine"],
     }
     return {key: value for key, value in named.items() if value is not None}
 

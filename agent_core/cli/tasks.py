@@ -1,16 +1,19 @@
-"""`tasks`, `task` and `cancel`: look at tasks, and stop one."""
+"""`tasks` and `task`: look at tasks."""
 
+import os
 import shlex
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from agent_core import resources
 from agent_core.api.wire import Json
-from agent_core.cli.config import connect
+from agent_core.cli.config import connect, user_name
 from agent_core.cli.ids import id_argument
 from agent_core.cli.output import Column, json_option, note, print_fields, print_json, print_table
-from agent_core.cli.text import moment, span, took, words
+from agent_core.cli.text import byte_count, moment, span, took, words
 
 if TYPE_CHECKING:
     from agent_core.api.client import Client
@@ -20,6 +23,7 @@ STATUSES = (
     "completed", "failed", "cancelled",
 )  # fmt: skip
 COMMAND_LIMIT = 1000  # characters of a command line that are shown; --json has them all
+LISTED = 20  # ids that one line shows
 ALL_LIMIT = 10_000  # rows that one `--all` shows
 
 COLUMNS = (
@@ -31,15 +35,17 @@ COLUMNS = (
     Column(title="CREATED", spare=True),
     Column(title="TOOK", right=True),
     Column(title="MACHINE", wide=True, spare=True),
+    Column(title="WAITS FOR", wide=True),
     Column(title="NOTE", wide=True),
 )
+WAITS = [column.title for column in COLUMNS].index("WAITS FOR")
 
 
 @click.command(
     epilog="""\b
     Examples:
       remotegpu tasks --status running --status pending
-      remotegpu tasks --name train- --limit 200
+      remotegpu tasks --mine --name train- --limit 200
       remotegpu tasks --all --json | jq -r '.tasks[].id'
     """
 )
@@ -49,20 +55,45 @@ COLUMNS = (
 )  # fmt: skip
 @click.option("--machine", default="", help="Only tasks of the machine with this id.")
 @click.option("--name", default="", help="Only tasks whose name begins so.")
+@click.option("--user", default="", help="Only tasks of this user.")
+@click.option("--mine", is_flag=True, help="Only yours, as `submit` names you.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, ALL_LIMIT))
 @click.option("--after", default="", metavar="CURSOR", help="Go on where a list ended.")
 @click.option("--all", "everything", is_flag=True, help=f"All of them, up to {ALL_LIMIT}.")
 @json_option
-def tasks(*, limit: int, everything: bool, as_json: bool, **filters: Any) -> None:
-    """List tasks, newest first."""
+def tasks(*, limit: int, everything: bool, mine: bool, as_json: bool, **filters: Any) -> None:
+    """List tasks, newest first.
+
+    `remotegpu explain ID` says more of what a task waits for.
+    """
+    if mine:
+        filters["user"] = _myself(filters["user"])
     with connect(as_json=as_json) as client:
         rows, cursor = _collect(client, ALL_LIMIT if everything else limit, filters)
     if as_json:
         print_json({"tasks": rows, "next_cursor": cursor})
         return
-    print_table(COLUMNS, [row(task) for task in rows])
+    _print(rows)
     if cursor is not None:
         note(f"there are more: add --after {cursor}")
+
+
+def _myself(other: str) -> str:
+    if other:
+        raise click.UsageError("give --mine or --user, not both")
+    if name := user_name(os.environ):
+        return name
+    raise click.UsageError("--mine: nobody knows your name; set user in config.toml, or use --user")
+
+
+def _print(tasks: Sequence[Mapping[str, Json]]) -> None:
+    """On a terminal the column of what they wait for is there only where any waits."""
+    rows = [row(task) for task in tasks]
+    if sys.stdout.isatty() and not any(line[WAITS] for line in rows):
+        rows = [(*line[:WAITS], *line[WAITS + 1 :]) for line in rows]
+        print_table((*COLUMNS[:WAITS], *COLUMNS[WAITS + 1 :]), rows)
+    else:
+        print_table(COLUMNS, rows)
 
 
 def _collect(
@@ -91,6 +122,7 @@ def row(task: Mapping[str, Json]) -> tuple[str, ...]:
         moment(task.get("created_at")),
         took(task.get("started_at"), task.get("ended_at")),
         words(task.get("machine_id")),
+        words(task.get("waits_for")),
         remark(task),
     )
 
@@ -143,6 +175,7 @@ def _fields(task: Mapping[str, Json]) -> list[tuple[str, str]]:
         ("command", _command(task)),
         ("workdir", words(task.get("workdir"))),
         ("status", words(task["status"])),
+        ("waits for", words(task.get("waits_for"))),
         ("note", "" if task.get("error") else remark(task)),
         ("cancel requested", moment(task.get("cancel_requested_at"))),
         ("cancel reason", words(task.get("cancel_reason"))),
@@ -154,7 +187,12 @@ def _fields(task: Mapping[str, Json]) -> list[tuple[str, str]]:
         ("priority", words(task.get("priority"))),
         ("timeout", _seconds(task.get("timeout"))),
         ("retries", _retries(task)),
+        ("user", words(task.get("user"))),
         ("machine", words(task.get("machine_id"))),
+        ("labels", _labels(task.get("labels"))),
+        ("resources", asked_for(task.get("resources"))),
+        ("executor", words(task.get("executor"))),
+        ("after", _listed(task.get("depends_on"))),
         ("parent", words(task.get("parent_id"))),
         ("created", moment(task.get("created_at"))),
         ("started", moment(task.get("started_at"))),
@@ -172,6 +210,38 @@ def _command(task: Mapping[str, Json]) -> str:
     else:
         line = str(task.get("command") or "")
     return words(line if len(line) <= COMMAND_LIMIT else line[:COMMAND_LIMIT] + " …")
+
+
+def _labels(value: Json) -> str:
+    if not isinstance(value, dict):
+        return words(value)
+    return ", ".join(words(f"{name}={each}") for name, each in value.items())
+
+
+def asked_for(value: Json) -> str:
+    """Resources as people say them: `2 a100 GPUs of 20 GiB each, 4 cpus, 8 GiB of memory`."""
+    try:
+        wanted = resources.read(value or {})
+    except ValueError:
+        return words(value)
+    said = []
+    if wanted.gpus:
+        kind = f"{wanted.gpu} GPU" if wanted.gpu else "GPU"
+        of = f" of {byte_count(wanted.gpu_memory)}" if wanted.gpu_memory else ""
+        each = " each" if of and wanted.gpus > 1 else ""
+        said.append(f"{wanted.gpus} {kind}{'s' if wanted.gpus > 1 else ''}{of}{each}")
+    if wanted.cpus:
+        said.append(f"{wanted.cpus:g} cpus")
+    if wanted.memory:
+        said.append(f"{byte_count(wanted.memory)} of memory")
+    return words(", ".join(said))
+
+
+def _listed(value: Json) -> str:
+    if not isinstance(value, list):
+        return words(value)
+    shown = [words(each) for each in value[:LISTED]]
+    return ", ".join(shown) + (f" and {len(value) - LISTED} more" if len(value) > LISTED else "")
 
 
 def _retries(task: Mapping[str, Json]) -> str:
@@ -195,19 +265,3 @@ def _run_row(run: Mapping[str, Json]) -> tuple[str, ...]:
         words(run.get("signal")),
         words(run.get("reason")),
     )
-
-
-@click.command(epilog="\b\nExample:\n  remotegpu cancel 3f0c… --reason 'wrong data set'\n")
-@id_argument(("pending", "assigned", "running", "suspended", "preempted"))
-@click.option("--reason", default="", help="Why; stands in the task's record.")
-@json_option
-def cancel(task_id: str, reason: str, as_json: bool) -> None:
-    """Cancel a task: at once if it waits, by its machine (TERM, then KILL) if it runs."""
-    with connect(as_json=as_json) as client:
-        stopped = client.cancel(task_id, reason=reason)
-    if as_json:
-        print_json(stopped)
-    elif stopped["status"] == "cancelled":
-        click.echo(f"{words(stopped['id'])} cancelled")
-    else:
-        click.echo(f"{words(stopped['id'])} will be cancelled by the machine that holds it")

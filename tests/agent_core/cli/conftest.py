@@ -27,6 +27,7 @@ def nothing_of_the_developer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     for name in ("REMOTEGPU_URL", "REMOTEGPU_TOKEN", "XDG_CONFIG_HOME", "_REMOTEGPU_COMPLETE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USER", "ada")
     monkeypatch.chdir(tmp_path)
 
 

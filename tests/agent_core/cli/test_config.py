@@ -75,7 +75,7 @@ def test_a_private_file_is_no_cause_for_words(
     ("text", "words"),
     [
         ('url = "http://gpu"\ntokn = "t"\n', "unknown key tokn; did you mean token?"),
-        ('url = "http://gpu"\nzzz = "t"\n', "unknown key zzz; it may hold url and token"),
+        ('url = "http://gpu"\nzzz = "t"\n', "unknown key zzz; it may hold url, token and user"),
         ('url = "http://gpu"\ntoken = 12345678\n', "token must be text in quotes"),
         ('url = "http://gpu\n', "cannot be read"),
         ("\xff", "no control plane is named|cannot be read"),

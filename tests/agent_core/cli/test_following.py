@@ -217,6 +217,23 @@ async def test_output_that_is_not_what_the_server_keeps_is_an_error(
     assert (await remotegpu("logs", "-f", "t-1", "--offset", "1")).out == "yz"
 
 
+async def test_output_that_was_seen_and_not_kept_is_no_error(
+    server: ScriptedServer, plane: Plane
+) -> None:
+    """Of much output the control plane keeps head and tail when the run has ended."""
+    plane.runs = [Run(stdout=b"head....tail")]
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, "logs", "-f", "t-1", "--stream", "stdout", stdout=-1, stderr=-1
+    )
+    assert process.stdout is not None
+    assert await process.stdout.readexactly(12) == b"head....tail"
+    plane.runs[0].gone = {"stdout": (4, 8)}
+    plane.runs[0].sha256 = {"stdout": hashlib.sha256(b"headtail").hexdigest()}
+    plane.finish()
+    assert await process.communicate() == (b"", b"")
+    assert process.returncode == 0
+
+
 async def test_an_offset_beyond_the_end_is_the_servers_to_refuse(
     plane: Plane, remotegpu: Remotegpu
 ) -> None:

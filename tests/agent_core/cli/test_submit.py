@@ -48,7 +48,7 @@ async def test_each_form_is_sent_as_it_is_meant(
     take(server)
     done = await remotegpu("submit", *args)
     assert (done.code, done.out, done.err) == (0, "t-1\n", "")
-    assert sent(server) == fields
+    assert sent(server) == {**fields, "user": "ada"}
 
 
 async def test_a_script_comes_from_standard_input(
@@ -57,7 +57,7 @@ async def test_a_script_comes_from_standard_input(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"echo hi\n")))
     take(server)
     assert (await remotegpu("submit", "-")).code == 0
-    assert sent(server) == {"command": "echo hi\n", "type": "script"}
+    assert sent(server) == {"command": "echo hi\n", "type": "script", "user": "ada"}
 
 
 async def test_every_option_reaches_its_field(server: ScriptedServer, remotegpu: Remotegpu) -> None:
@@ -65,13 +65,21 @@ async def test_every_option_reaches_its_field(server: ScriptedServer, remotegpu:
     done = await remotegpu(
         "submit", "--name", "n", "--priority", "1", "--timeout", "5m", "--retries", "2",
         "--retry-delay", "1.5", "--env", "A=1", "--env", "B=x=y", "--env", "C=", "--workdir", "/w",
-        "--machine", "m", "--id", "my-id", "--idempotency-key", "k 1", "--json", "--", "true",
+        "--machine", "m", "--id", "my-id", "--idempotency-key", "k 1", "--json", "--user", "bob",
+        "--gpus", "2", "--gpu", "a100", "--gpu-memory", "20GiB", "--cpus", "1.5",
+        "--memory", "1024",
+        "--label", "zone=a", "--label", "x=y=z", "--executor", "podman",
+        "--after", "a-1,a-2", "--after", "a-3", "--after", "a-1", "--", "true",
     )  # fmt: skip
     assert json.loads(done.out) == NEW
     assert sent(server) == {
         "command": "true", "args": [], "exec": True, "id": "my-id", "name": "n", "priority": 1,
         "timeout": 300, "max_retries": 2, "retry_delay": 1.5, "workdir": "/w", "machine_id": "m",
-        "env": {"A": "1", "B": "x=y", "C": ""},
+        "env": {"A": "1", "B": "x=y", "C": ""}, "user": "bob", "executor": "podman",
+        "labels": {"zone": "a", "x": "y=z"}, "depends_on": ["a-1", "a-2", "a-3"],
+        "resources": {
+            "gpus": 2, "gpu": "a100", "gpu_memory": 20 * 2**30, "cpus": 1.5, "memory": 1024,
+        },
     }  # fmt: skip
     assert server.requests[0].headers["idempotency-key"] == "k 1"
     assert isinstance(sent(server)["timeout"], int)
@@ -101,6 +109,24 @@ async def test_every_option_reaches_its_field(server: ScriptedServer, remotegpu:
         (["--env", "A", "--", "x"], "NAME=VALUE"),
         (["--env", "=1", "--", "x"], "NAME=VALUE"),
         (["--workdir", "here", "--", "x"], "not absolute"),
+        (["--gpus", "-1", "--", "x"], "--gpus"),
+        (["--gpus", "some", "--", "x"], "--gpus"),
+        (["--gpus", "0", "--gpu", "a100", "--", "x"], "--gpus 0"),
+        (["--gpu-memory", "much", "--", "x"], "--gpu-memory"),
+        (["--memory", "-1", "--", "x"], "--memory"),
+        (["--memory", "8 elephants", "--", "x"], 'such as "20GiB"'),
+        (["--cpus", "nan", "--", "x"], "--cpus"),
+        (["--cpus", "-1", "--", "x"], "--cpus"),
+        (["--label", "zone", "--", "x"], "NAME=VALUE"),
+        (["--after", " , ", "--", "x"], "--after"),
+        (["--array", "3-1", "--", "x"], "names no index"),
+        (["--array", "1-3:0", "--", "x"], "names no index"),
+        (["--array", "a", "--", "x"], "--array"),
+        (["--array", "1,", "--", "x"], "--array"),
+        (["--array", "0-10000", "--", "x"], "more than 10000"),
+        (["--array", "0-999999999", "--", "x"], "more than 10000"),
+        (["--array", "0-1", "--id", "y", "--", "x"], "--id is for one task"),
+        (["--array", "0-1", "--follow", "--", "x"], "--follow is for one task"),
         (["--", "a\udcff"], "UTF-8"),
         (["nvidia-smi", "-L"], "-L"),
     ],

@@ -53,7 +53,8 @@ async def test_a_list_in_a_pipe_is_aligned_text_with_whole_ids(
     assert done.code == 0
     lines = done.out.splitlines()
     assert lines[0].split() == [
-        "ID", "NAME", "STATUS", "PRI", "EXIT", "CREATED", "TOOK", "MACHINE", "NOTE",
+        "ID", "NAME", "STATUS", "PRI", "EXIT", "CREATED", "TOOK", "MACHINE", "WAITS", "FOR",
+        "NOTE",
     ]  # fmt: skip
     assert lines[1].split()[:5] == ["t-1", "train", "failed", "3", "137"]
     assert "3m07s" in lines[1]
