@@ -8,10 +8,12 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 from agent_control_plane import commands, offers, outputs, schemas
 from agent_control_plane.event_schemas import CompleteEvent, RunEvent
 from agent_control_plane.events import Complete, Progress, Release, Renew, Start
-from agent_control_plane.ledger import act
+from agent_control_plane.ledger import act, load, save
+from agent_control_plane.lifecycle import apply
 from agent_control_plane.states import Effect, State, Terms
 from agent_control_plane.tables import agents, attempts
-from agent_core.api.wire import Json, Word, rfc3339
+from agent_core.api.http import Problem
+from agent_core.api.wire import Code, Json, Word, rfc3339
 
 EVENTS: Final = 100  # in a batch, once the extension is there
 EVENT_BYTES: Final = 8 * 2**20
@@ -142,9 +144,13 @@ def complete(
     connection: Connection, task_id: str, call: schemas.CompleteCall, now: float, terms: Terms
 ) -> dict[str, Json]:
     event = completion(call, call.agent_id)
-    task, effect = act(connection, task_id, event, now, terms, attempt_id=call.attempt_id)
-    if effect.attempt:  # not a repeat
-        outputs.keep(connection, outputs.of_call(call, task_id))
+    task, attempt = load(connection, task_id, call.attempt_id)
+    effect = apply(task, attempt, event, now, terms)
+    if effect.code is not Code.OK:
+        raise Problem(effect.code, effect.message)
+    save(connection, (task, attempt, effect))
+    if effect.attempt and attempt is not None:  # not a repeat
+        outputs.keep(connection, outputs.end(connection, attempt, task_id, call))
     return {"task_id": task_id, "status": _status(task.status, effect)}
 
 

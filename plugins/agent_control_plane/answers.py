@@ -217,6 +217,11 @@ class EventsTaken(Answered):
     commands: list[Command]
 
 
+class Logged(Answered):
+    next_offset: int
+    watched: bool = Field(description="somebody reads it as it comes")
+
+
 class Moved(Answered):
     task_id: str
     status: str

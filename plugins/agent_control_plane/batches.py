@@ -165,10 +165,10 @@ class _Taking:
 
     def _note(self, pair: _Pair, event: Any, effect: Effect) -> None:
         if effect.run is not None:
-            texts = outputs.of_earlier_run(event)
+            texts = outputs.earlier(self._connection, pair.attempt, event)
             self._runs.append({**effect.run, **texts})
         elif isinstance(event, told.CompleteEvent) and effect.attempt:
-            self._texts += outputs.of_last_run(event)
+            self._texts += outputs.end(self._connection, pair.attempt, pair.task.id, event)
         pair.task_changes.update(effect.task)
         pair.attempt_changes.update(effect.attempt)
         pair.task, pair.attempt = after(pair.task, pair.attempt, effect)

@@ -29,22 +29,28 @@ def cancelled(reason: str, now: float) -> dict[str, Any]:
     return {"status": State.CANCELLED, "ended_at": now, "error": words, "reason": "cancelled"}
 
 
-def _fence(task: Task, attempt: Attempt | None, event: Event) -> Effect | None:
-    """The answer to an agent's call if its attempt is not live; None if it is."""
-    if attempt is None or attempt.agent_id != getattr(event, "agent_id", None):
+def lost(task: Task, attempt: Attempt | None, agent_id: str | None) -> Effect | None:
+    """Why an agent's word about its attempt counts no more; None if the attempt is live."""
+    if attempt is None or attempt.agent_id != agent_id:
         return refuse(Code.ATTEMPT_LOST, "this attempt is not known, or is another agent's")
     if attempt.end is None:
         return None
+    if task.status in FINAL and task.attempt_id == attempt.id:
+        return refuse(Code.TASK_FINAL, f"the task is {task.status.value}, it cannot change")
+    return refuse(Code.ATTEMPT_LOST, "this attempt is over; the task may have been granted anew")
+
+
+def _fence(task: Task, attempt: Attempt | None, event: Event) -> Effect | None:
+    """The answer to an agent's call if its attempt is not live; None if it is."""
+    refusal = lost(task, attempt, getattr(event, "agent_id", None))
+    if refusal is None or attempt is None or attempt.agent_id != getattr(event, "agent_id", None):
+        return refusal
     repeated = (
         (attempt.end is End.COMPLETED and isinstance(event, Start | Complete))
         or (attempt.end is End.RELEASED and isinstance(event, Release))
         or (attempt.began and task.attempt_id == attempt.id and isinstance(event, Start))
     )
-    if repeated:
-        return UNCHANGED
-    if task.status in FINAL and task.attempt_id == attempt.id:
-        return refuse(Code.TASK_FINAL, f"the task is {task.status.value}, it cannot change")
-    return refuse(Code.ATTEMPT_LOST, "this attempt is over; the task may have been granted anew")
+    return UNCHANGED if repeated else refusal
 
 
 def _live(task: Task, attempt: Attempt, now: float, terms: Terms) -> tuple[dict[str, Any], Any]:

@@ -1,8 +1,5 @@
 """A claim from its request to its answer: at once, or when there is something, or time is up."""
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 from sqlalchemy import Connection
@@ -11,6 +8,7 @@ from starlette.requests import ClientDisconnect, Request
 from agent_control_plane import commands, queue
 from agent_control_plane.commands import Told
 from agent_control_plane.db import several_write
+from agent_control_plane.hanging import hanging_up
 from agent_control_plane.messages import Asks, say
 from agent_control_plane.plane import Plane
 from agent_control_plane.queue import Asked, Granted
@@ -41,7 +39,7 @@ async def _hang(
     plane: Plane, asked: Asked, wait_sec: int, request: Request, waiter: Waiter
 ) -> _Found:
     ends = plane.clock.boottime() + wait_sec
-    async with _hanging_up(request) as gone:
+    async with hanging_up(request) as gone:
         while True:
             if gone.done():
                 raise ClientDisconnect
@@ -78,19 +76,3 @@ def _data(plane: Plane, asked: Asked, found: _Found) -> dict[str, Json]:
     if not asked.older and Word.COMMANDS in plane.words:
         data["commands"] = list(found.told.commands)
     return data
-
-
-@contextlib.asynccontextmanager
-async def _hanging_up(request: Request) -> AsyncIterator["asyncio.Task[None]"]:
-    """A task that ends when the client hangs up."""
-    gone = asyncio.create_task(_hung_up(request), name="client of a hanging request")
-    try:
-        yield gone
-    finally:
-        gone.cancel()
-        await asyncio.gather(gone, return_exceptions=True)
-
-
-async def _hung_up(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -83,6 +83,12 @@ def order(connection: Connection, task: Task, action: Action, reason: str, now: 
     say(connection, Ordered(holder.agent_id))
 
 
+def watch(connection: Connection, task: Task, now: float) -> None:
+    """Tell its agent that somebody reads the task's output now, unless it knows."""
+    if task.watched_until is None or task.watched_until < now:
+        order(connection, task, Action.WATCH, "", now)
+
+
 def tell(connection: Connection, agent_id: str, now: float) -> Told:
     """What the agent is to be told now; it has been told then."""
     rows = connection.execute(_OPEN, {"agent": agent_id}).all()

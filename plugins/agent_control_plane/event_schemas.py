@@ -1,15 +1,14 @@
 """What a batch of events may hold; each event is judged alone, so a bad one costs no other."""
 
-import base64
-import binascii
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
 from agent_control_plane.schemas import (
     INT32,
     INT64,
+    Base64,
     FromAgent,
     Name,
     Note,
@@ -41,19 +40,6 @@ def _moment(text: str) -> str:
 
 Moment = Annotated[str, Field(max_length=64), AfterValidator(_moment)]
 ExitCode = Annotated[int, Field(ge=-(2**31), le=2**32 - 1)]
-
-
-def decoded(text: object) -> object:
-    """Bytes of base64 text; anything else is left for the type to refuse."""
-    if not isinstance(text, str):
-        return text
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise PydanticCustomError("wrong", "base64 is needed") from None
-
-
-Base64 = Annotated[bytes, BeforeValidator(decoded, json_schema_input_type=str)]
 
 
 class _Event(FromAgent):

@@ -6,7 +6,18 @@ from typing import Any
 from sqlalchemy import Connection
 from starlette.requests import Request
 
-from agent_control_plane import agents, batches, claims, explain, idempotency, queue, schemas, tasks
+from agent_control_plane import (
+    agents,
+    batches,
+    claims,
+    explain,
+    following,
+    idempotency,
+    logs,
+    queue,
+    schemas,
+    tasks,
+)
 from agent_control_plane.plane import Plane
 from agent_control_plane.states import Terms
 from agent_core.api.http import Call, Problem, Reply
@@ -54,6 +65,16 @@ class AgentCalls:
             commanded=Word.COMMANDS in plane.words,
         )
         return Reply(data=await batches.taken(plane.db, batch))
+
+    async def log(self, call: Call) -> Reply:
+        plane, now, task_id = self._plane, self._plane.clock.wall(), _task_id(call)
+        most = plane.settings.output_kept
+        told = await plane.db.write(
+            lambda connection: logs.append(connection, task_id, call.body, now, most)
+        )
+        if isinstance(told, Problem):
+            raise told
+        return Reply(data=told)
 
     def of_attempt(self, spoken: Spoken) -> Handler:
         plane = self._plane
@@ -108,7 +129,8 @@ class UserCalls:
         if wrong := schemas.key_problem(key):
             raise Problem(Code.INVALID, wrong)
         request = (key, call.request.method, call.request.url.path)
-        body = call.body.model_dump(mode="json")
+        # Without what it does not say: a field that comes with an upgrade makes no other body.
+        body = call.body.model_dump(mode="json", exclude_defaults=True)
         answer = await self._plane.db.write(
             lambda connection: idempotency.once(
                 connection, request, body, now, lambda: effect(connection)
@@ -134,12 +156,8 @@ class UserCalls:
         )
 
     async def output(self, call: Call) -> Reply:
-        task_id = _task_id(call)
-        return Reply(
-            data=await self._plane.db.read(
-                lambda connection: tasks.output(connection, task_id, call.query)
-            )
-        )
+        told = await following.output(self._plane, _task_id(call), call.query, call.request)
+        return Reply(data=told)
 
     async def describe(self, call: Call) -> Reply:
         return await self._change(tasks.describe, call)

@@ -1,12 +1,15 @@
 """What runs wrote, as it is kept once they have ended: whole, bounded, and gone with the task."""
 
 import json
+from collections.abc import Sequence
 from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, delete, insert, update
 
-from agent_control_plane import schemas
-from agent_control_plane.event_schemas import CompleteEvent, Ending
+from agent_control_plane import logs, schemas
+from agent_control_plane.event_schemas import Ending
+from agent_control_plane.logs import Part
+from agent_control_plane.states import Attempt
 from agent_control_plane.tables import outputs, runs
 
 STREAMS: Final = ("stdout", "stderr")
@@ -29,44 +32,32 @@ _FORGET_RUN = (
 )
 
 
-def told(event: Ending | CompleteEvent, stream: str) -> bytes | None:
-    """What an event brings of a stream; None = it says nothing of it."""
-    data: bytes | None = getattr(event, f"{stream}_base64")
-    if data is not None:
-        return data
+def told(event: schemas.CompleteCall | Ending, stream: str) -> bytes | None:
+    """What an end brings of a stream; None = it says nothing of it."""
+    if isinstance(event, Ending):
+        data: bytes | None = getattr(event, f"{stream}_base64")
+        if data is not None:
+            return data
     text: str | None = getattr(event, stream)
     return None if text is None else text.encode()
 
 
-def of_call(call: schemas.CompleteCall, task_id: str) -> list[dict[str, Any]]:
-    """The rows of a single complete."""
-    return [
-        {
-            "attempt_id": call.attempt_id,
-            "task_id": task_id,
-            "stream": stream,
-            "data": text.encode(),
-        }
-        for stream, text in (("stdout", call.stdout), ("stderr", call.stderr))
-        if text
-    ]
+def end(
+    connection: Connection, attempt: Attempt, task_id: str, call: schemas.CompleteCall | Ending
+) -> list[dict[str, Any]]:
+    """The rows of an attempt's end; they take the place of what came while it ran."""
+    run_no = call.run_no if isinstance(call, Ending) else max(attempt.run_no, 1)
+    found = []
+    for stream in STREAMS:
+        if data := told(call, stream):
+            if attempt.logged:
+                logs.replaced(connection, attempt.id, run_no, stream)
+            row = {"attempt_id": attempt.id, "task_id": task_id, "stream": stream, "data": data}
+            found.append(row)
+    return found
 
 
-def of_last_run(event: CompleteEvent) -> list[dict[str, Any]]:
-    """The rows of a complete."""
-    return [
-        {
-            "attempt_id": event.attempt_id,
-            "task_id": event.task_id,
-            "stream": stream,
-            "data": data,
-        }
-        for stream in STREAMS
-        if (data := told(event, stream))
-    ]
-
-
-def of_earlier_run(event: Ending) -> dict[str, Any]:
+def earlier(connection: Connection, attempt: Attempt, event: Ending) -> dict[str, Any]:
     """The columns of a run that another one follows: its output cut, and how much is missing."""
     dropped: dict[str, int | None] = dict.fromkeys(STREAMS, 0)
     if event.truncated is not None:
@@ -74,11 +65,28 @@ def of_earlier_run(event: Ending) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for stream in STREAMS:
         data = told(event, stream) or b""
+        if attempt.logged:
+            if not data:
+                parts = logs.collected(connection, attempt.id, event.run_no, stream)
+                data, dropped[stream] = marked(parts)
+            logs.replaced(connection, attempt.id, event.run_no, stream)
         if len(data) > EARLIER_KEPT:
             data, dropped[stream] = cut(data, dropped[stream])
         found[stream] = data or None
     cut_or_told = event.truncated is not None or any(dropped.values())
     return {**found, "truncated": json.dumps(dropped) if cut_or_told else None}
+
+
+def marked(parts: Sequence[Part]) -> tuple[bytes, int | None]:
+    """Parts as one, what is missing between them marked; None: in more places than one."""
+    texts, ends, gaps = [], 0, []
+    for part in parts:
+        if part.starts > ends:
+            gaps.append(part.starts - ends)
+            texts.append(MARKER % gaps[-1])
+        texts.append(part.data)
+        ends = part.starts + len(part.data)
+    return b"".join(texts), (sum(gaps) if len(gaps) < 2 else None)
 
 
 def cut(data: bytes, dropped: int | None, most: int = EARLIER_KEPT) -> tuple[bytes, int | None]:

@@ -10,18 +10,17 @@ from sqlalchemy import Connection, select
 
 from agent_control_plane import agents, commands, idempotency, messages, queue
 from agent_control_plane.db import Database
+from agent_control_plane.followers import Followers
 from agent_control_plane.ledger import SWEPT_AT_ONCE, next_due, sweep
 from agent_control_plane.settings import ServerSettings
 from agent_control_plane.tasks import Gauge
 from agent_control_plane.waker import Waker
 from agent_core import log
 from agent_core.api.http import Problem
-from agent_core.api.wire import Word
 from agent_core.clock import Clock
 
 SWEEP_EVERY: Final = 5.0  # seconds; a claim sweeps too, so nobody waits for this
 SWEEP_PAUSE: Final = 0.2  # seconds at least; what is due may be held by another server
-SPOKEN: Final = frozenset({Word.EVENTS, Word.WAIT, Word.COMMANDS})
 FORGET_EVERY: Final = 600.0  # seconds
 
 
@@ -31,11 +30,12 @@ class Plane:
     def __init__(self, settings: ServerSettings, database: Database, clock: Clock) -> None:
         self.settings = settings
         self.terms = settings.terms()
-        self.words = frozenset(settings.extensions) & SPOKEN
+        self.words = frozenset(settings.extensions)
         self.db = database
         self.clock = clock
         self.gauge = Gauge(settings.max_queue)
         self.waker = Waker(clock)
+        self.followers = Followers()
         self._due_at = math.inf  # when the next row is due, as far as known
         self._sooner = asyncio.Event()
         self._log = log.get("server")
@@ -57,10 +57,12 @@ class Plane:
     def stop(self) -> None:
         """Answer whoever hangs; nobody does any more."""
         self.waker.stop()
+        self.followers.stop()
 
     def _heard(self, said: Sequence[str] | None) -> None:
         if said is None:
             self.waker.missed()
+            self.followers.missed()
             return
         for text in said:
             message = messages.read(text)
@@ -68,6 +70,8 @@ class Plane:
                 if message.at < self._due_at:
                     self._due_at = message.at
                     self._sooner.set()
+            elif isinstance(message, messages.Written):
+                self.followers.heard(message.task_id)
             elif message is not None:
                 self.waker.heard(message)
 

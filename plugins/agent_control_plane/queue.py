@@ -2,11 +2,12 @@
 
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select
 
-from agent_control_plane import agents, offers, schemas
+from agent_control_plane import agents, commands, offers, schemas
 from agent_control_plane.choice import URGENCY, WIRE, chosen
 from agent_control_plane.events import Grant, Renew
 from agent_control_plane.ledger import save
@@ -124,6 +125,10 @@ def _grant(
     save(connection, *changes)
     if made:
         connection.execute(insert(attempts), made)
+    for task, _, effect in changes:
+        if task.watched_until is not None and task.watched_until > now:
+            held = replace(task, attempt_id=effect.task["attempt_id"], watched_until=None)
+            commands.watch(connection, held, now)
     return found
 
 

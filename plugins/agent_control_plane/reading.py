@@ -9,18 +9,20 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, select
 
 from agent_control_plane import history, schemas
-from agent_control_plane.outputs import MARKER, parted
+from agent_control_plane.logs import Part
+from agent_control_plane.outputs import cut, marked, parted
 from agent_control_plane.states import FINAL, State
 from agent_control_plane.tables import outputs, pieces, runs, streams
 from agent_control_plane.views import from_json
 from agent_core.api.http import Problem
 from agent_core.api.wire import Code, Json, plain_text
 
+SHOWN: Final = 8 * 2**20  # bytes of a stream with its task
 PIECE: Final = 2**20  # bytes of output in one answer
 _CUT = re.compile(  # a character that has only begun
     rb"(?:[\xc2-\xdf]|[\xe0-\xef][\x80-\xbf]?|[\xf0-\xf4][\x80-\xbf]{0,2})\Z"
@@ -49,13 +51,6 @@ _STREAM = select(streams.c.next_offset, streams.c.gone).where(
     & (streams.c.run_no == bindparam("run"))
     & (streams.c.stream == bindparam("stream"))
 )
-
-
-class Part(NamedTuple):
-    """Bytes that follow each other."""
-
-    starts: int
-    data: bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,19 +121,14 @@ def result(connection: Connection, task: Mapping[str, Any]) -> dict[str, str]:
         return {"stdout": "", "stderr": ""}
     run = choose(connection, task, None)
     return {
-        stream: plain_text(_marked(_kept(connection, run, stream, 0).parts))
+        stream: plain_text(_shown(_kept(connection, run, stream, 0)))
         for stream in ("stdout", "stderr")
     }
 
 
-def _marked(parts: Sequence[Part]) -> bytes:
-    text, end = b"", 0
-    for part in parts:
-        if part.starts > end:
-            text += MARKER % (part.starts - end)
-        text += part.data
-        end = part.starts + len(part.data)
-    return text
+def _shown(kept: Kept) -> bytes:
+    text, dropped = marked(kept.parts)
+    return text if len(text) <= SHOWN else cut(text, dropped, SHOWN)[0]
 
 
 def _kept(connection: Connection, run: Chosen, stream: str, offset: int) -> Kept:

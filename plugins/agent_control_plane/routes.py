@@ -5,6 +5,7 @@ from collections.abc import Callable
 from starlette.requests import Request
 
 from agent_control_plane import agents, answers, event_schemas, schemas
+from agent_control_plane.descriptions import Description
 from agent_control_plane.handlers import AgentCalls, Handler, UserCalls
 from agent_control_plane.plane import Plane
 from agent_core.api.http import Call, Endpoint, Problem, Reply, Tokens, bearer
@@ -66,6 +67,10 @@ def _agent_routes(plane: Plane) -> list[Endpoint]:
             row("events", calls.events, "What happened to many attempts, an answer for each.",
                 (event_schemas.Events, answers.EventsTaken), (Code.TOO_LARGE,)),
         ],
+        Word.LOGS: [
+            row("tasks/{id}/log", calls.log, "What a run wrote, while it runs.",
+                (schemas.LogCall, answers.Logged), (*_OF_ATTEMPT, Code.TOO_LARGE)),
+        ],
     }  # fmt: skip
     return [
         *(each for word in Word if word in plane.words for each in spoken.get(word, ())),
@@ -125,12 +130,12 @@ def _user_routes(plane: Plane) -> list[Endpoint]:
     conflict, final = Code.CONFLICT, Code.TASK_FINAL
     return [
         row("POST", "", calls.submit, "Submit a task.",
-            body=schemas.Description, refusals=(conflict,), status=201),
+            body=Description, refusals=(conflict,), status=201),
         row("GET", "", calls.listed, "Tasks, newest first.",
             query=schemas.ListQuery, answer=answers.TaskPage),
         row("GET", "/{id}", calls.look, "One task, its result and its runs."),
         row("PUT", "/{id}", calls.describe, "Describe anew a task that nobody holds.",
-            body=schemas.Description, refusals=(conflict, final)),
+            body=Description, refusals=(conflict, final)),
         row("DELETE", "/{id}", calls.remove, "Remove a task that nobody holds.",
             answer=answers.Deleted, refusals=(conflict,)),
         row("POST", "/{id}/cancel", calls.cancel, "End it, wherever it stands.",

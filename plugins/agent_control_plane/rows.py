@@ -54,7 +54,9 @@ def write(connection: Connection, *changes: Change) -> None:
     ended = [(attempt.id, effect.attempt) for _, attempt, effect in changes if attempt is not None]
     _update_all(connection, attempts, ended)
     messages.ready(connection, _ready(changes))
-    for _, _, effect in changes:
+    for task, _, effect in changes:
+        if task.watched_until is not None and "status" in effect.task:
+            messages.say(connection, messages.Written(task.id))
         if effect.task.get("due_at") is not None and effect.task.get("status") is State.PENDING:
             messages.say(connection, messages.Due(effect.task["due_at"]))
 

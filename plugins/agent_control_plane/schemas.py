@@ -1,7 +1,8 @@
 """What requests may hold: strict models that validate at the door and make the OpenAPI document."""
 
+import base64
+import binascii
 import json
-import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -11,12 +12,9 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    WithJsonSchema,
-    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
-from agent_control_plane import needs
 from agent_core import resources
 from agent_core.api.wire import REPLACEMENT
 
@@ -24,7 +22,6 @@ ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 METRICS_LIMIT = 64 * 1024  # bytes of JSON
 INT32 = 2**31 - 1
 INT64 = 2**63 - 1
-YEARS = 10 * 366 * 86400  # seconds; the longest time that anything is asked to take
 
 
 class FromAgent(BaseModel):
@@ -39,36 +36,18 @@ class FromUser(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def _wrong(message: str) -> PydanticCustomError:
+def wrong(message: str) -> PydanticCustomError:
     return PydanticCustomError("wrong", "{words}", {"words": message})
 
 
 def _no_nul(text: str) -> str:
     if "\0" in text:
-        raise _wrong("must not hold a NUL character: no program could be given it")
+        raise wrong("must not hold a NUL character: no program could be given it")
     return text
 
 
 def _replace_nul(text: str) -> str:
     return text.replace("\0", REPLACEMENT)
-
-
-def _seconds(value: object) -> object:
-    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
-        raise _wrong(f"whole seconds are written without a point: {int(value)}")
-    return value
-
-
-def _absolute(path: str) -> str:
-    if path and not path.startswith("/"):
-        raise _wrong('must be an absolute path, or "" for a private scratch directory of the run')
-    return path
-
-
-def _variable(name: str) -> str:
-    if not name or "=" in name or "\0" in name:
-        raise _wrong("the name of a variable must not be empty, nor hold = or a NUL character")
-    return name
 
 
 def cut_message(text: str) -> str:
@@ -79,15 +58,14 @@ def _bounded(value: dict[str, Any]) -> dict[str, Any]:
     try:
         size = len(json.dumps(value, allow_nan=False))
     except ValueError:
-        raise _wrong("must hold finite numbers only") from None
+        raise wrong("must hold finite numbers only") from None
     if size > METRICS_LIMIT:
-        raise _wrong(f"must be at most {METRICS_LIMIT} bytes as JSON")
+        raise wrong(f"must be at most {METRICS_LIMIT} bytes as JSON")
     return value
 
 
 Plain = Annotated[str, AfterValidator(_no_nul)]
 Said = Annotated[str, AfterValidator(_replace_nul)]  # by an agent: NUL becomes U+FFFD
-Seconds = Annotated[float, BeforeValidator(_seconds)]
 Name = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_no_nul)]
 # Beside what matters: cut rather than refused, or a result would be lost for a word too long.
 Word = Annotated[str, AfterValidator(lambda text: _replace_nul(text)[:64])]
@@ -198,92 +176,32 @@ class ReleaseCall(OfAttempt):
     reason: Said | None = None
 
 
-# From users.
-
-MOST_DEPENDENCIES = 1000  # of one task
-MOST_LABELS = 32
-LABEL = r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,62})$"
-EXECUTOR = r"^([a-z][a-z0-9_]{0,63})?$"
-_RESOURCES = {
-    "type": "object",
-    "properties": {
-        "gpus": {"type": "integer", "minimum": 0, "maximum": resources.MOST_GPUS},
-        "gpu": {"type": "string", "maxLength": 128, "description": "part of the model's name"},
-        "gpu_memory": {"type": ["integer", "string"], "description": "bytes, or such as 20GiB"},
-        "cpus": {"type": "number", "minimum": 0, "maximum": resources.MOST_CPUS},
-        "memory": {"type": ["integer", "string"], "description": "bytes, or such as 8GiB"},
-    },
-    "additionalProperties": False,
-}
-
-
-def _asked(value: object) -> object:
-    """In the one form that is stored: sizes in bytes, nothing that is not asked for."""
+def decoded(text: object) -> object:
+    """Bytes of base64 text; anything else is left for the type to refuse."""
+    if not isinstance(text, str):
+        return text
     try:
-        return resources.as_json(resources.read(value))
-    except ValueError as error:
-        raise _wrong(str(error).removeprefix("resources: ")) from None
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise wrong("base64 is needed") from None
 
 
-def _each_once(ids: list[str]) -> list[str]:
-    for place, task_id in enumerate(ids):
-        if task_id in ids[:place]:
-            raise _wrong(f"names {task_id} twice")
-    return ids
+Base64 = Annotated[bytes, BeforeValidator(decoded, json_schema_input_type=str)]
 
 
-class Description(FromUser):
-    """A task as somebody asks for it."""
-
-    id: Annotated[str, Field(pattern=ID)] | None = Field(None, description="a UUID if not given")
-    name: Annotated[Plain, Field(max_length=255)] = ""
-    type: Literal["shell", "python", "script"] = "shell"
-    command: Annotated[Plain, Field(min_length=1)]
-    args: list[Plain] = Field(default_factory=list, max_length=100_000)
-    exec: bool = Field(False, description="run [command, *args] directly even with no args")
-    workdir: Annotated[Plain, Field(max_length=4095), AfterValidator(_absolute)] = ""
-    env: dict[Annotated[str, AfterValidator(_variable)], Plain] = Field(default_factory=dict)
-    timeout: Seconds = Field(3600, gt=0, le=YEARS, description="seconds")
-    priority: int = Field(5, ge=1, le=10, description="1 is the most urgent")
-    max_retries: int = Field(0, ge=0, le=1000)
-    retry_delay: Seconds = Field(60, ge=0, le=YEARS, description="seconds; 0 means 60")
-    machine_id: Annotated[Plain, Field(max_length=255)] = Field(
-        "", description='the only machine that may run it; "" = any'
-    )
-    group_id: Annotated[Plain, Field(max_length=255)] = ""
-    disconnect_grace: Seconds | None = Field(
-        None, ge=0, le=YEARS, description="seconds after its lease; null = the server's setting"
-    )
-    on_lost_contact: Literal["keep", "stop"] = "keep"
-    depends_on: Annotated[
-        list[Annotated[str, Field(pattern=ID)]],
-        Field(max_length=MOST_DEPENDENCIES),
-        AfterValidator(_each_once),
-    ] = Field(default_factory=list, description="tasks that must have completed before it runs")
-    user: Annotated[Plain, Field(max_length=255)] = Field("", description="who submits it")
-    labels: dict[Annotated[str, Field(pattern=LABEL)], Annotated[Plain, Field(max_length=255)]] = (
-        Field(
-            default_factory=dict, max_length=MOST_LABELS, description="that its machine must have"
-        )
-    )
-    resources: Annotated[dict[str, Any], BeforeValidator(_asked), WithJsonSchema(_RESOURCES)] = (
-        Field(default_factory=dict)
-    )
-    executor: Annotated[str, Field(pattern=EXECUTOR)] = Field(
-        "", description='the plugin that must run it; "" = the machine\'s first'
+class LogCall(OfAttempt):
+    run_no: int = Field(1, ge=1, le=INT32)
+    stream: Literal["stdout", "stderr"]
+    offset: int = Field(ge=0, le=INT64, description="of the first byte, as the run printed it")
+    data: Base64 = Field(b"", description="base64")
+    dropped: int = Field(0, ge=0, le=INT64, description="bytes directly before offset, gone")
+    eof: bool = False
+    sha256: Annotated[str, Field(max_length=64)] | None = Field(
+        None, description="with eof: over the bytes that were kept"
     )
 
-    @model_validator(mode="after")
-    def _bounded_needs(self) -> "Description":
-        if len(self.needs.encode()) > needs.MOST_BYTES:
-            raise _wrong(
-                f"labels, resources and executor are at most {needs.MOST_BYTES} bytes together"
-            )
-        return self
 
-    @property
-    def needs(self) -> str:
-        return needs.written(self.labels, resources.read(self.resources), self.executor)
+# From users.
 
 
 class CancelCall(FromUser):
@@ -318,7 +236,7 @@ class LogsQuery(FromUser):
     run: int | None = Field(None, ge=1, le=INT32, description="the last one if not given")
     stream: Literal["stdout", "stderr"] = "stdout"
     offset: int = Field(0, ge=0, le=INT64, description="bytes")
-    wait_sec: int = Field(0, ge=0, le=60, description="answered at once while nothing is streamed")
+    wait_sec: int = Field(0, ge=0, le=60, description="seconds to wait while there is no more")
 
 
 def key_problem(key: str) -> str:

@@ -53,6 +53,9 @@ class ServerSettings(Section):
     max_queue: int = Field(100_000, ge=1, le=10_000_000)
     """Tasks that are not final; more are refused until some have ended."""
 
+    output_kept: int = Field(16 * 2**20, ge=64 * 1024, le=2**30)
+    """Bytes kept of each stream that a running task sends: half from its beginning, half from its
+    end."""
     extensions: tuple[Word, ...] = Field(tuple(Word))
     """Words of the protocol that agents may use: events, wait, commands, logs."""
 

@@ -7,11 +7,14 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select
 
-from agent_control_plane import commands, dependencies, history, messages, reading, schemas
+from agent_control_plane import choice, commands, dependencies, history, messages, reading, schemas
+from agent_control_plane.db import several_write
+from agent_control_plane.descriptions import Description
 from agent_control_plane.events import Cancel, Describe
 from agent_control_plane.ledger import act, load, no_such_task
 from agent_control_plane.states import FINAL, HELD, State, Terms
-from agent_control_plane.tables import attempts, outputs, runs, tasks
+from agent_control_plane.tables import attempts, outputs, pieces, runs, streams, tasks
+from agent_control_plane.tables import commands as commands_of
 from agent_control_plane.views import DESCRIPTION, run, summary
 from agent_core.api.http import Problem
 from agent_core.api.wire import Action, Code, Json
@@ -23,19 +26,32 @@ _VIEW = select(tasks, attempts.c.lease_expires_at, attempts.c.regrant_at).select
 )
 _ONE = _VIEW.where(tasks.c.id == bindparam("task"))
 _COUNT_OPEN = select(func.count()).select_from(tasks).where(tasks.c.status.in_(_OPEN))
+_NO_PIECES = delete(pieces).where(
+    pieces.c.attempt_id.in_(
+        select(streams.c.attempt_id).where(streams.c.task_id == bindparam("task"))
+    )
+)
 
 
 class Gauge:
-    """How many tasks are not final, never counted too low; used by the writer alone."""
+    """How many tasks are not final, by a count now and then; used by writers alone.
+
+    Never too low, but for what other servers on the same database have admitted since it was
+    counted: then it is counted more often.
+    """
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._at_most = most  # the first one counts
+        self._since = 0  # admitted since it was counted
 
     def admit(self, connection: Connection) -> None:
         """One more. Raises Problem if the queue is full."""
-        if self._at_most >= self._most:
+        self._since += 1
+        late = several_write(connection) and self._since > self._most / 100
+        if self._at_most >= self._most or late:
             self._at_most = connection.execute(_COUNT_OPEN).scalar() or 0
+            self._since = 0
         if self._at_most >= self._most:
             raise Problem(
                 Code.FULL,
@@ -45,12 +61,13 @@ class Gauge:
 
 
 def submit(
-    connection: Connection, body: schemas.Description, now: float, terms: Terms, gauge: Gauge
+    connection: Connection, body: Description, now: float, terms: Terms, gauge: Gauge
 ) -> dict[str, Json]:
     task_id = body.id or str(uuid.uuid4())
     if connection.execute(select(tasks.c.seq).where(tasks.c.id == task_id)).first() is not None:
         raise Problem(Code.CONFLICT, f"id: a task {task_id} exists already; name another, or none")
     gauge.admit(connection)
+    choice.admit(connection, body.machine_id, body.needs)
     wait = dependencies.look_up(connection, body.depends_on)
     _insert(connection, {**_described(body), "id": task_id}, wait, now)
     return look(connection, task_id, now, terms)
@@ -60,12 +77,13 @@ def retry(
     connection: Connection, task_id: str, now: float, terms: Terms, gauge: Gauge
 ) -> dict[str, Json]:
     """A new task like a final one."""
-    row = _row(connection, task_id)
+    row = row_of(connection, task_id)
     if row["status"] not in FINAL:
         raise Problem(
             Code.CONFLICT, f"the task is {row['status']}; only one that has ended can be retried"
         )
     gauge.admit(connection)
+    choice.admit(connection, row["machine_id"], row["needs"])
     new_id = str(uuid.uuid4())
     # What it once waited for had completed if it ever ran, also where that is deleted since.
     wait = dependencies.look_up(
@@ -76,7 +94,7 @@ def retry(
     return look(connection, new_id, now, terms)
 
 
-def _described(body: schemas.Description) -> dict[str, Any]:
+def _described(body: Description) -> dict[str, Any]:
     return {
         **{name: getattr(body, name) for name in DESCRIPTION},
         "args": json.dumps(body.args),
@@ -141,7 +159,7 @@ def listed(
 
 def look(connection: Connection, task_id: str, now: float, terms: Terms) -> dict[str, Json]:
     """One task with its output and its runs."""
-    row = _row(connection, task_id)
+    row = row_of(connection, task_id)
     told = history.of_task(connection, task_id)
     return {
         **summary(row, terms.disconnect_grace, now),
@@ -150,11 +168,7 @@ def look(connection: Connection, task_id: str, now: float, terms: Terms) -> dict
     }
 
 
-def output(connection: Connection, task_id: str, query: schemas.LogsQuery) -> dict[str, Json]:
-    return reading.output(connection, _row(connection, task_id), query)
-
-
-def _row(connection: Connection, task_id: str) -> Mapping[str, Any]:
+def row_of(connection: Connection, task_id: str) -> Mapping[str, Any]:
     row = connection.execute(_ONE, {"task": task_id}).mappings().first()
     if row is None:
         raise no_such_task(task_id)
@@ -162,12 +176,13 @@ def _row(connection: Connection, task_id: str) -> Mapping[str, Any]:
 
 
 def describe(
-    connection: Connection, task_id: str, body: schemas.Description, now: float, terms: Terms
+    connection: Connection, task_id: str, body: Description, now: float, terms: Terms
 ) -> dict[str, Json]:
     """Replace the whole description of a task that nobody holds."""
     if body.id not in (None, task_id):
         raise Problem(Code.INVALID, f"id: {body.id} is not the task of this address, {task_id}")
     wait = dependencies.look_up(connection, body.depends_on)
+    choice.admit(connection, body.machine_id, body.needs)
     columns = {**_described(body), "unmet": wait.unmet}
     act(connection, task_id, Describe(columns=columns), now, terms)
     dependencies.forget(connection, task_id)
@@ -195,7 +210,8 @@ def remove(connection: Connection, task_id: str) -> dict[str, Json]:
         )
     if task.unmet:
         dependencies.forget(connection, task_id)
-    for table in (outputs, runs, attempts):
+    connection.execute(_NO_PIECES, {"task": task_id})
+    for table in (outputs, runs, streams, commands_of, attempts):
         connection.execute(delete(table).where(table.c.task_id == task_id))
     connection.execute(delete(tasks).where(tasks.c.id == task_id))
     return {"id": task_id}

@@ -1,8 +1,24 @@
-"""An agent that tells in batches."""
+"""An agent that tells in batches, and a server that serves many examples of one property."""
 
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from tests.agent_control_plane.kit import Agent, Answer
+from tests.agent_control_plane.kit import Agent, Answer, House, open_house
+
+
+@contextlib.contextmanager
+def one_house(path: Path) -> Iterator[tuple[House, asyncio.Runner]]:
+    """A server whose loop runs while an example does."""
+    with asyncio.Runner() as runner:
+        context = open_house(path)
+        house = runner.run(context.__aenter__())
+        try:
+            yield house, runner
+        finally:
+            runner.run(context.__aexit__(None, None, None))
 
 
 class Teller:
