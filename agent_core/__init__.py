@@ -24,6 +24,7 @@ from agent_core.hookspecs import API_VERSION, hookimpl
 from agent_core.lifecycle import FINAL, HELD, EventKind, Status
 from agent_core.locks import HeldElsewhere, hold
 from agent_core.models import (
+    Change,
     Claim,
     Demand,
     Event,
@@ -84,6 +85,7 @@ __all__ = [
     "AgentHandle",
     "Answer",
     "Backoff",
+    "Change",
     "ChildExecution",
     "Claim",
     "Clock",

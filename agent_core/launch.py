@@ -1,5 +1,6 @@
 """From a task to what is started: argument vector, environment, working directory."""
 
+import asyncio
 import os
 import uuid
 from collections.abc import Sequence
@@ -156,6 +157,12 @@ def make_room(launch: Launch) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o700)
         with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
+
+
+async def leave_room(launch: Launch) -> None:
+    """Nothing of it is left, whatever the task put there."""
+    if not clear_room(launch):
+        await asyncio.to_thread(clear_full_room, launch)
 
 
 def clear_room(launch: Launch) -> bool:

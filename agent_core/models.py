@@ -197,6 +197,16 @@ class Event:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """What happened to one task, as a store keeps it: all of it, or nothing."""
+
+    before: Task  # the task must still have its status and its start id
+    changes: Mapping[str, object]  # names of Task's second group, with their new values
+    events: Sequence[Event] = ()  # in order; their seq is given by the store
+    ended_run: TaskRun | None = None  # before another follows
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Receipt:
     """What became of one reported event."""
 

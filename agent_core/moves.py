@@ -1,23 +1,32 @@
 """The only way a task changes its state: advance, compare-and-set and event in one transaction."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from agent_core.backoff import Backoff
+from agent_core.behind import Behind
 from agent_core.clock import Clock
 from agent_core.errors import Conflict
 from agent_core.lifecycle import EventKind, IllegalMove, Move, advance
-from agent_core.models import Event, Outcome, Task, TaskRun
+from agent_core.models import Change, Event, Outcome, Task, TaskRun
 from agent_core.protocols import Store
 
 
 class Moves:
     """Makes moves for worker and runner; nobody else calls `advance`."""
 
-    def __init__(self, store: Store, clock: Clock, stored: Callable[[], None]) -> None:
-        self._store = store
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        stored: Callable[[], None],
+        backoff: Callable[[], Backoff] = Backoff,
+    ) -> None:
+        """`stored` is called when events were stored."""
         self._clock = clock
-        self._stored = stored  # called when an event was stored
+        self._behind = Behind(store, clock, stored, backoff)
 
     async def make(
         self, task: Task, move: Move, *, outcome: Outcome | None = None, **changes: Any
@@ -28,6 +37,34 @@ class Moves:
         another run follows, with the run that ended. Raises Conflict if the task stands elsewhere
         by now, StoreError if it could not be saved: then nothing has changed.
         """
+        after, change = self._planned(task, move, outcome, changes)
+        await self._behind.put(change, soon=True, keep=False)
+        return after
+
+    def happened(
+        self,
+        task: Task,
+        move: Move,
+        *,
+        soon: bool = False,
+        outcome: Outcome | None = None,
+        **changes: Any,
+    ) -> "tuple[Task, asyncio.Future[None]]":
+        """The task after a move that is a fact, and when it is stored: in order, a moment later.
+
+        A store that cannot keep it now (a full disk) is asked until it can. `soon`: somebody waits
+        for it. The future raises Conflict if somebody else moved the task; so does this.
+        """
+        after, change = self._planned(task, move, outcome, changes)
+        return after, self._behind.put(change, soon=soon, keep=True)
+
+    async def close(self) -> None:
+        """Store nothing more: what was not stored by now is found again after a restart."""
+        await self._behind.close()
+
+    def _planned(
+        self, task: Task, move: Move, outcome: Outcome | None, changes: dict[str, Any]
+    ) -> tuple[Task, Change]:
         try:
             transition = advance(task.status, move)
         except IllegalMove as error:
@@ -41,11 +78,9 @@ class Moves:
         changes["status"] = transition.target
         after = replace(task, **changes)
         event = self._event(transition.event, after, outcome) if transition.event else None
-        if not await self._store.save(task, changes, event, ended_run):
-            raise Conflict(f"task {task.id} is not {task.status.value} any more")
-        if event:
-            self._stored()
-        return after
+        return after, Change(
+            before=task, changes=changes, events=(event,) if event else (), ended_run=ended_run
+        )
 
     def _event(self, kind: EventKind, task: Task, outcome: Outcome | None) -> Event | None:
         if not task.source:

@@ -1,14 +1,55 @@
 """How far a run says it is: the last line of its progress file, else its last line of output."""
 
+import asyncio
 import os
 import re
 import stat
+from dataclasses import replace
 
-from agent_core.models import Progress
+from agent_core.clock import Clock
+from agent_core.hooks import reason_of
+from agent_core.log import get
+from agent_core.models import Piece, Progress, Stream
+from agent_core.protocols import Execution
 
+AGE = 1.0  # seconds for which a progress that was read is good enough
+TAIL_LIMIT = 5.0  # seconds for an executor to say what a run printed
 READ_LIMIT = 64 * 1024  # bytes of the file that are looked at, from its end
 MESSAGE_LIMIT = 500  # characters
 _LINE = re.compile(r"\s*(\d{1,3})(?:\s*%)?(?:\s+(.*))?$")
+
+
+class Reader:
+    """How far one run is, read at most once a second, and what it prints."""
+
+    def __init__(self, path: str, execution: Execution, clock: Clock) -> None:
+        self._execution = execution
+        self._path = path  # of its progress file
+        self._clock = clock
+        self._read_at = float("-inf")
+        self._told = Progress()
+
+    async def now(self) -> Progress:
+        now = self._clock.boottime()
+        if now - self._read_at >= AGE:
+            told = await asyncio.to_thread(read, self._path) or Progress()
+            if not told.message:
+                told = replace(told, message=await self._last_line())
+            self._read_at, self._told = now, told
+        return self._told
+
+    async def output(self, stream: Stream, offset: int, limit: int) -> Piece:
+        """What it has printed from there on."""
+        async with asyncio.timeout(TAIL_LIMIT):
+            return await self._execution.output(stream, offset, limit)
+
+    async def _last_line(self) -> str:
+        try:
+            async with asyncio.timeout(TAIL_LIMIT):
+                return last_line(await self._execution.tail("stdout", 4096))
+        except Exception as error:  # only a message is missing
+            get("runner").debug("the last output cannot be read", why=reason_of(error))
+            return ""
 
 
 def read(path: str) -> Progress | None:

@@ -12,6 +12,7 @@ from agent_core.api.wire import Json
 from agent_core.clock import Clock, Instant
 from agent_core.lifecycle import Status
 from agent_core.models import (
+    Change,
     Event,
     Inventory,
     Key,
@@ -68,6 +69,13 @@ class Store(Protocol):
         Compares status and start_id. `changes` maps names of Task's second group to values. The
         event (its seq is given here) and the run that ended before another follows are kept with
         it. False, and nothing kept, if the task is otherwise by now or does not exist.
+        """
+
+    async def save_all(self, changes: Sequence[Change]) -> list[bool]:
+        """`save` for many in one transaction, in this order; each has its own answer.
+
+        One that finds its task otherwise keeps nothing and changes nothing for the others. An
+        error means that none of them is kept.
         """
 
     async def get(self, key: Key) -> Task | None:

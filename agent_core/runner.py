@@ -1,55 +1,82 @@
 """One run, from its slot to its stored end: start, timeout, grace, and the reason it ended for."""
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from agent_core import endings, progress
 from agent_core import launch as launching
 from agent_core.clock import Instant
+from agent_core.course import Course
 from agent_core.endings import Stop
-from agent_core.errors import Conflict, NeverRan, StoreError
+from agent_core.errors import Conflict, NeverRan
 from agent_core.hooks import Start, reason_of
-from agent_core.lifecycle import FINAL, Move, Status
+from agent_core.lifecycle import Move, Status
 from agent_core.log import about_from_now_on, get
 from agent_core.models import Launch, Lost, Outcome, Piece, Progress, Reason, Stream, Task
 from agent_core.protocols import Execution
 from agent_core.recovery import find_run
 from agent_core.watch import Watch, outcome_of
-from agent_core.workbench import Workbench, consider
+from agent_core.workbench import Workbench, made_ready
 
-PROGRESS_AGE = 1.0  # seconds for which a progress that was read is good enough
-TAIL_LIMIT = 5.0  # seconds for an executor to say what a run printed last
 STARTS = 3  # tries to begin, where the executor fails without a reason and nothing began
 
 
 class Runner:
     """Brings one task from its slot to its end, or back to waiting.
 
-    `task` is always as stored. `run` returns when there is nothing more to do for this slot.
+    `run` returns when all is stored and there is nothing more to do; `freed` is called as soon as
+    the run needs no slot any more.
     """
 
-    def __init__(self, bench: Workbench, task: Task, devices: Sequence[str] = ()) -> None:
-        self.task = task
+    def __init__(
+        self,
+        bench: Workbench,
+        task: Task,
+        devices: Sequence[str] = (),
+        *,
+        freed: Callable[[], None] = lambda: None,
+        armed: bool = False,
+    ) -> None:
+        """`armed`: it has no slot yet, and waits with a stored start until `go`."""
+        self._course = Course(task, bench.moves, bench.clock)
         self._devices = tuple(devices)  # that its slot has for it
+        self._freed = freed
         self._bench = bench
         self._log = get("runner")
         self._stop: Stop | None = None
-        loop = asyncio.get_running_loop()  # futures: an event's wait would cost a task a run
-        self._left: asyncio.Future[None] = loop.create_future()  # the agent leaves
-        self._called: asyncio.Future[None] = loop.create_future()  # that, or a stop
-        self._execution: Execution | None = None
-        self._launch: Launch | None = None
-        self._told: tuple[float, Progress | None] = (float("-inf"), None)
+        new = asyncio.get_running_loop().create_future  # an event's wait would cost a task a run
+        self._left: asyncio.Future[None] = new()  # the agent leaves
+        self._called: asyncio.Future[None] = new()  # that, or a stop
+        self._turn: asyncio.Future[None] | None = new() if armed else None
+        self._disarmed = False
+        self._begun: asyncio.Future[None] | None = None  # that it runs is stored
+        self._reader: progress.Reader | None = None
         self._failures = 0  # starts that an executor failed to answer
         self._try_again = False  # the last of them began nothing
+
+    @property
+    def task(self) -> Task:
+        """As it really stands, and a moment later so stored."""
+        return self._course.task
+
+    def go(self) -> None:
+        """It has a slot now."""
+        if self._turn:
+            _resolve(self._turn)
+
+    def disarm(self) -> None:
+        """Take its start back, unless it has a slot by now."""
+        if self._turn and not self._turn.done():
+            self._disarmed = True
+            self._turn.set_result(None)
 
     def stop(self, stop: Stop) -> None:
         """End the run for this reason; the first one counts, but a cancel outlasts a preemption."""
         if self._stop is None or (self._stop.reason is Reason.PREEMPTED != stop.reason):
             self._stop = stop
         _resolve(self._called)
+        self.go()
 
     @property
     def _for_good(self) -> Stop | None:
@@ -60,39 +87,20 @@ class Runner:
         """The agent stops: leave a run that outlives it alone, end any other as lost."""
         _resolve(self._left)
         _resolve(self._called)
+        self.go()
 
     async def progress(self) -> Progress | None:
         """How far the run says it is; read at most once a second. None if nothing runs."""
-        execution, launch = self._execution, self._launch
-        if execution is None or launch is None:
-            return None
-        now = self._bench.clock.boottime()
-        if now - self._told[0] >= PROGRESS_AGE:
-            told = await asyncio.to_thread(progress.read, launch.progress) or Progress()
-            if not told.message:
-                told = replace(told, message=await self._last_line(execution))
-            self._told = (now, told)
-        return self._told[1]
-
-    async def _last_line(self, execution: Execution) -> str:
-        try:
-            async with asyncio.timeout(TAIL_LIMIT):
-                return progress.last_line(await execution.tail("stdout", 4096))
-        except Exception as error:  # only a message is missing
-            self._log.debug("the last output cannot be read", why=reason_of(error))
-            return ""
+        return await self._reader.now() if self._reader else None
 
     async def output(self, stream: Stream, offset: int, limit: int) -> Piece | None:
         """What the run has printed from there on; None if nothing runs."""
-        if self._execution is None:
-            return None
-        async with asyncio.timeout(TAIL_LIMIT):
-            return await self._execution.output(stream, offset, limit)
+        return await self._reader.output(stream, offset, limit) if self._reader else None
 
     async def run(self) -> None:
         """A new start, or the one that was stored before the agent was restarted."""
         if self.task.status is Status.PREEMPTED:
-            await self._make(Move.RETURN)
+            await self._course.make(Move.RETURN)
         elif self.task.status is not Status.PENDING:
             launch = launching.recall(self.task, self._bench.runs_dir)
             await self._find_again(launch, why="the agent was restarted")
@@ -104,7 +112,7 @@ class Runner:
                 await self._start()
         if self._for_good and self.task.status is Status.PENDING:
             # Nothing began, or the word came when the run had ended: no other run may follow.
-            await self._make(Move.CANCEL, outcome=endings.unbegun(self._for_good))
+            await self._course.make(Move.CANCEL, outcome=endings.unbegun(self._for_good))
 
     # --- a new start
 
@@ -112,37 +120,48 @@ class Runner:
         """Judge once more, store the start, then begin it."""
         self._try_again = False
         now = Instant.now(self._bench.clock)
-        launch, refusal = await consider(self._bench, self.task, now, self._devices)
-        if self._called.done():
+        ready = await made_ready(self._bench, self.task, now, self._devices)
+        if isinstance(ready, Outcome):
+            if not self._called.done():
+                await self._course.make(Move.REFUSE, outcome=ready)
             return
-        if launch is None or refusal:
-            await self._make(Move.REFUSE, outcome=refusal)
-            return
-        try:
-            start = self._bench.hooks.choose(launch)
-        except NeverRan as error:
-            await self._make(Move.REFUSE, outcome=endings.never_ran(error))
-            return
-        changes: dict[str, Any] = {"executor": start.plugin, "handle": {}}
+        launch, start = ready
+        changes: dict[str, Any] = {"executor": start.plugin, "handle": {}, "assigned_at": now}
         if self._devices != self.task.devices:
             changes["devices"] = self._devices
         try:
-            await self._make(Move.ASSIGN, start_id=launch.start_id, assigned_at=now, **changes)
-            await self._execute(launch, start)
+            if self._called.done():
+                return
+            await self._course.make(Move.ASSIGN, start_id=launch.start_id, **changes)
+            if await self._has_room(launch):
+                await self._execute(launch, start)
         finally:
             start.drop()
 
-    async def _execute(self, launch: Launch, start: Start) -> None:
-        """From a stored start to a run in progress, or to the reason why there is none."""
-        if self._called.done() or self._bench.leases.over(self.task):
+    async def _has_room(self, launch: Launch) -> bool:
+        """Make its room and wait for its slot. False if it does not begin."""
+        if not self._may_begin:
             await self._unbegun(launch)
-            return
+            return False
         try:
             launching.make_room(launch)
         except OSError as error:
             words = f"the private directory of the run cannot be made: {error}"
             await self._never_ran(launch, NeverRan(words, passing=True))
-            return
+            return False
+        if self._turn and not self._turn.done():
+            await self._turn
+        begins = self._may_begin
+        if not begins:
+            await self._unbegun(launch)
+        return begins
+
+    @property
+    def _may_begin(self) -> bool:
+        return not (self._called.done() or self._disarmed or self._bench.leases.over(self.task))
+
+    async def _execute(self, launch: Launch, start: Start) -> None:
+        """From a stored start to a run in progress, or to the reason why there is none."""
         try:
             execution = await self._bench.hooks.execute(start)
         except NeverRan as error:
@@ -156,25 +175,24 @@ class Runner:
 
     async def _unbegun(self, launch: Launch) -> None:
         """A start is known to have begun nothing: cancelled, or back among those that wait."""
-        await self._clear(launch)
+        await launching.leave_room(launch)
         if stop := self._for_good:
-            await self._make(Move.CANCEL, outcome=endings.unbegun(stop))
+            await self._course.make(Move.CANCEL, outcome=endings.unbegun(stop))
         else:
-            await self._make(Move.UNASSIGN)
+            await self._course.make(Move.UNASSIGN)
 
     async def _never_ran(self, launch: Launch, error: NeverRan) -> None:
-        await self._clear(launch)
+        await launching.leave_room(launch)
         if stop := self._for_good:
-            await self._make(Move.CANCEL, outcome=endings.unbegun(stop))
-        elif error.passing and self.task.retry_count < self.task.max_retries:
+            await self._course.make(Move.CANCEL, outcome=endings.unbegun(stop))
+        elif error.passing and self._course.may_try_again:
             self._log.warning("a start did not come about, trying again later", why=str(error))
-            await self._make(Move.POSTPONE, **self._next_try())
+            await self._course.make(Move.POSTPONE, **self._course.next_try())
         else:
-            await self._make(Move.NEVER_RAN, outcome=endings.never_ran(error))
+            await self._course.make(Move.NEVER_RAN, outcome=endings.never_ran(error))
 
     async def _begin(self, launch: Launch, execution: Execution) -> None:
-        self._launch, self._execution = launch, execution
-        await self._make(
+        self._begun = self._course.happened(
             Move.BEGIN,
             run_no=launch.run_no,
             started_at=execution.started_at or Instant.now(self._bench.clock),
@@ -213,9 +231,11 @@ class Runner:
     async def _lost(self, launch: Launch, why: str) -> None:
         """It may have run, so it counts as a run; how it ended is never guessed."""
         if self.task.status is Status.ASSIGNED:
-            await self._make(Move.BEGIN, run_no=launch.run_no, started_at=self.task.assigned_at)
-        await self._end(endings.lost(why, self._bench.clock.wall()))
-        await self._clear(launch)
+            self._course.happened(
+                Move.BEGIN, run_no=launch.run_no, started_at=self.task.assigned_at
+            )
+        await self._course.end(endings.lost(why, self._bench.clock.wall()))
+        await launching.leave_room(launch)
 
     # --- while it runs
 
@@ -224,10 +244,12 @@ class Runner:
         about_from_now_on(run=launch.run_no)
         backoff = self._bench.backoff()
         while True:
-            self._launch, self._execution = launch, execution
+            self._reader = progress.Reader(launch.progress, execution, self._bench.clock)
             try:
                 outcome = await self._outcome(execution)
                 break
+            except Conflict:
+                raise
             except Exception as error:
                 self._log.exception("an executor lost sight of a run; asking it again")
                 await asyncio.wait({self._left}, timeout=backoff.next())
@@ -235,16 +257,15 @@ class Runner:
             if found is None:
                 return
             execution = found
-        if outcome:
-            await self._end(outcome)
-            try:
-                await execution.forget()
-            except Exception:  # it only remembers longer than it needs to
-                self._log.exception("an executor could not let go of a run that has ended")
-            await self._clear(launch)
+        if outcome is None:
+            if self._begun:
+                await self._begun
+            return
+        self._freed()  # its slot waits for no disk
+        await self._course.end(outcome)
+        await self._let_go(launch, execution)
 
     async def _outcome(self, execution: Execution) -> Outcome | None:
-        """How it ended. None: it goes on without this agent."""
         assert self.task.started_at is not None, "a run that is followed has begun"
         return await outcome_of(
             Watch(
@@ -253,58 +274,18 @@ class Runner:
                 started_at=self.task.started_at,
                 clock=self._bench.clock,
                 contact_left=lambda needed: self._bench.leases.contact_left(self.task, needed),
+                begun=self._begun,
                 called=self._called,
                 stop=lambda: self._stop,
             )
         )
 
-    # --- its end
-
-    async def _end(self, outcome: Outcome) -> None:
-        outcome = replace(outcome, ended_at=outcome.ended_at or self._bench.clock.wall())
-        if outcome.reason is Reason.CANCELLED:
-            await self._make(Move.CANCEL, outcome=outcome)
-        elif outcome.reason is Reason.PREEMPTED:
-            await self._make(Move.PREEMPT, outcome=outcome)
-            await self._make(Move.RETURN)
-        elif outcome.success:
-            await self._make(Move.COMPLETE, outcome=outcome)
-        elif self.task.retry_count < self.task.max_retries:
-            await self._make(Move.RETRY, outcome=outcome, **self._next_try())
-        else:
-            await self._make(Move.FAIL, outcome=outcome)
-
-    def _next_try(self) -> dict[str, Any]:
-        return {
-            "due_at": self._bench.clock.wall() + self.task.retry_delay,
-            "retry_count": self.task.retry_count + 1,
-        }
-
-    async def _make(self, move: Move, *, outcome: Outcome | None = None, **changes: Any) -> None:
-        """Make a move; a store that cannot keep it now (a full disk) is asked until it can.
-
-        Raises Conflict if somebody else moved the task.
-        """
-        backoff = self._bench.backoff()
-        while True:
-            try:
-                self.task = await self._bench.moves.make(
-                    self.task, move, outcome=outcome, **changes
-                )
-                break
-            except Conflict:
-                raise
-            except StoreError as error:
-                self._log.error("a task's state cannot be saved, trying again", why=str(error))
-                await self._bench.clock.sleep(backoff.next())
-        if self.task.status in FINAL:
-            words = {"why": outcome.error} if outcome and outcome.error else {}
-            self._log.info(self.task.status.value, **words)
-
-    @staticmethod
-    async def _clear(launch: Launch) -> None:
-        if not launching.clear_room(launch):
-            await asyncio.to_thread(launching.clear_full_room, launch)
+    async def _let_go(self, launch: Launch, execution: Execution) -> None:
+        try:
+            await execution.forget()
+        except Exception:  # it only remembers longer than it needs to
+            self._log.exception("an executor could not let go of a run that has ended")
+        await launching.leave_room(launch)
 
 
 def _resolve(future: "asyncio.Future[None]") -> None:

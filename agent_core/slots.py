@@ -18,19 +18,23 @@ ABANDON_LIMIT = 5.0  # seconds for the runners to let go
 
 
 class Slots:
-    """Who runs. `ended` hears of each task whose runner is done with it, as it stands then."""
+    """Who runs. `freed` hears of each slot that is free again, `ended` of each task whose runner is
+    done with it, as it stands then: its end is stored a moment after its slot was free.
+    """
 
     def __init__(
         self,
         bench: Workbench,
         store: Store,
         machine: Machine,
+        freed: Callable[[], None],
         ended: Callable[[Key, Task | None], None],
     ) -> None:
         self.machine = machine
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._bench = bench
         self._store = store
+        self._freed = freed
         self._ended = ended
         self._runners: dict[Key, Runner] = {}
         self._background: set[asyncio.Task[None]] = set()
@@ -61,23 +65,29 @@ class Slots:
         """Give it a slot and the devices that it asks for. False if it does not fit by now."""
         devices = self.machine.take(task, wished)
         if devices is not None:
-            self._drive_on(Runner(self._bench, task, devices))
+            self._drive_on(task, devices)
         return devices is not None
 
     def resume(self, task: Task) -> None:
         """It has a start already: it keeps its slot and its devices, whatever else is taken."""
         self.machine.keep(task)
-        self._drive_on(Runner(self._bench, task, task.devices))
+        self._drive_on(task, task.devices)
 
     def stop(self, key: Key, stop: Stop) -> None:
         """End what has a slot."""
         self._runners[key].stop(stop)
         self.machine.ending(key)
 
-    def _drive_on(self, runner: Runner) -> None:
-        task = runner.task
-        self._runners[task.key] = runner
+    def _drive_on(self, task: Task, devices: Sequence[str]) -> None:
+        key = task.key
+        runner = Runner(self._bench, task, devices, freed=lambda: self._free(key))
+        self._runners[key] = runner
         self.in_background(self._drive(runner), f"runner {task.id}")
+
+    def _free(self, key: Key) -> None:
+        """Once its run has ended, or it turned out that there is none."""
+        if self.machine.give_back(key):
+            self._freed()
 
     def in_background(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Beside the loop; an error of it ends the agent."""
@@ -96,7 +106,7 @@ class Slots:
                 self._log.warning("somebody else was first; reading the task again", why=str(error))
                 task = await recovery.reread(self._bench, self._store, key)
         self._runners.pop(key, None)
-        self.machine.give_back(key)
+        self._free(key)
         self._ended(key, task)
 
     def _driven(self, job: asyncio.Task[None]) -> None:

@@ -31,6 +31,7 @@ class Watch:
     clock: Clock
     # Seconds until it must be told to end for want of contact, if ending takes so many seconds.
     contact_left: Callable[[float], float]
+    begun: "asyncio.Future[None] | None"  # that it runs is stored; fails if that cannot be
     called: "asyncio.Future[None]"  # a stop was named, or the agent leaves
     stop: Callable[[], Stop | None]  # the one that was named
 
@@ -38,7 +39,8 @@ class Watch:
 async def outcome_of(watch: Watch) -> Outcome | None:
     """How it ended, with the reason if that was ours. None: it goes on without this agent.
 
-    Raises whatever its executor raises, and PluginError for an answer that is no Outcome.
+    Raises whatever its executor raises, PluginError for an answer that is no Outcome, and Conflict
+    if the task was moved by somebody else when it began.
     """
     waiter: asyncio.Task[Outcome] = asyncio.create_task(_wait(watch.execution), name="run")
     try:
@@ -80,6 +82,8 @@ async def _wait(execution: Execution) -> Outcome:
 async def _ended_or_stopped(watch: Watch, waiter: "asyncio.Task[Outcome]") -> Stop | None:
     """Wait for the run's end (None), a stop, its timeout, lost contact, or our leaving (None)."""
     ends: set[asyncio.Future[Any]] = {waiter, watch.called}
+    if watch.begun:
+        ends.add(watch.begun)
     while not waiter.done() and not watch.called.done():
         left = watch.timeout - watch.started_at.age(watch.clock)
         if left <= 0:
@@ -87,6 +91,9 @@ async def _ended_or_stopped(watch: Watch, waiter: "asyncio.Task[Outcome]") -> St
         contact = watch.contact_left(watch.execution.grace + TO_KILL)
         if contact <= 0:
             return endings.out_of_contact()
+        if watch.begun and watch.begun.done():
+            watch.begun.result()
+            ends.discard(watch.begun)
         await asyncio.wait(
             ends, timeout=min(left, contact, LONGEST_WAIT), return_when=asyncio.FIRST_COMPLETED
         )

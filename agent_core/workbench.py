@@ -10,7 +10,7 @@ from agent_core.api.wire import Code
 from agent_core.backoff import Backoff
 from agent_core.clock import Clock, Instant
 from agent_core.errors import NeverRan
-from agent_core.hooks import Caller, reason_of
+from agent_core.hooks import Caller, Start, reason_of
 from agent_core.leases import Leases
 from agent_core.log import get
 from agent_core.machine import Machine
@@ -52,3 +52,16 @@ async def consider(
         return None, endings.never_ran(NeverRan(words))
     verdict = await bench.hooks.validate(task, launch)
     return launch, None if verdict.allowed else endings.refused(Code.POLICY, verdict.reason)
+
+
+async def made_ready(
+    bench: Workbench, task: Task, now: Instant, devices: Sequence[str] = ()
+) -> tuple[Launch, Start] | Outcome:
+    """The task's next start, and the executor that has taken it; or why it may not run."""
+    launch, refusal = await consider(bench, task, now, devices)
+    if refusal or launch is None:
+        return refusal or endings.never_ran(NeverRan("nobody can make a launch of it"))
+    try:
+        return launch, bench.hooks.choose(launch)
+    except NeverRan as error:
+        return endings.never_ran(error)

@@ -27,7 +27,7 @@ class Worker:
 
     def __init__(self, bench: Workbench, store: Store, scheduler: Scheduler) -> None:
         self.waiting = Waiting(scheduler, Feed(store, bench.clock), bench.machine.could_run)
-        self.slots = Slots(bench, store, bench.machine, self._ended)
+        self.slots = Slots(bench, store, bench.machine, self._freed, self._ended)
         self.demands = Demands(bench.machine, self.waiting, bench.clock)
         self.dependencies = Dependencies(
             store,
@@ -208,11 +208,17 @@ class Worker:
         self._held[task.key] = task
         self.slots.resume(task)
 
-    def _ended(self, key: Key, task: Task | None) -> None:
-        """Its slot is free. None: the store does not know it any more."""
+    def _freed(self) -> None:
+        """A slot is free, with all that its run held."""
         self.demands.ended()
-        for aside in self.waiting.parked(Aside.OLDER, Aside.ROOM):
-            if aside.id == key.task_id or aside.resources:
+        for aside in self.waiting.parked(Aside.ROOM):
+            self.waiting.unpark(aside)
+        self._wake.set()
+
+    def _ended(self, key: Key, task: Task | None) -> None:
+        """All of its run is stored. None: the store does not know it any more."""
+        for aside in self.waiting.parked(Aside.OLDER):
+            if aside.id == key.task_id:
                 self.waiting.unpark(aside)
         if task is None or task.status in FINAL:
             self._forget(key, task)
@@ -292,6 +298,7 @@ class Worker:
         """Leave at once: nothing more is written; recovery takes it up from the store."""
         self._close()
         await self.slots.abandon()
+        await self._bench.moves.close()
 
     def _close(self) -> None:
         self._leaving = True

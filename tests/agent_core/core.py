@@ -189,7 +189,7 @@ class Core:
         self.stored = 0
         self.bench = Workbench(
             hooks=self.hooks,
-            moves=Moves(store, clock, self._event_stored),
+            moves=Moves(store, clock, self._event_stored, quick),
             clock=clock,
             leases=Leases(clock),
             machine=Machine(max_workers, labels or {}, clock),

@@ -292,7 +292,7 @@ async def test_a_cancel_that_the_disk_has_no_room_for_is_made_when_the_receipt_c
     await core.until_idle()
     teller(core).answer = Answer.STALE
     receipts = await handle.report(await handle.outbox(limit=9))
-    core.store.fail("save", StoreFull("no room"))
+    core.store.fail("save_all", StoreFull("no room"))
     with pytest.raises(StoreFull):
         await handle.settle(receipts)
     await handle.settle(receipts)

@@ -54,7 +54,7 @@ async def test_what_is_not_in_the_table_is_a_conflict_and_changes_nothing(
     with pytest.raises(Conflict, match=f"a task that is {status.value} cannot {move.value}"):
         await core.bench.moves.make(before, move, **needs(move))
     assert (await core.get(before)).status is status
-    assert core.store.calls.count("save") == 0
+    assert core.store.calls.count("save_all") == 0
     assert await core.events() == []
 
 
@@ -84,7 +84,7 @@ async def test_a_start_of_another_name_is_another_start(core: Core) -> None:
 
 async def test_a_move_on_a_full_disk_leaves_all_as_it_was_and_may_be_made_again(core: Core) -> None:
     before = await stands(core, Status.RUNNING)
-    core.store.fail("save", StoreFull("no room"))
+    core.store.fail("save_all", StoreFull("no room"))
     with pytest.raises(StoreFull):
         await core.bench.moves.make(before, Move.COMPLETE, outcome=EXITED)
     assert (await core.get(before)).status is Status.RUNNING
@@ -151,5 +151,6 @@ async def test_a_local_task_moves_without_an_event(core: Core) -> None:
 async def test_a_move_names_only_the_fields_that_it_changes(core: Core) -> None:
     before = await stands(core, Status.PENDING)
     await core.bench.moves.make(before, Move.ASSIGN, start_id="s2")
-    [changes] = [given[1] for given in core.store.given if len(given) > 2]
-    assert changes == {"start_id": "s2", "status": Status.ASSIGNED}
+    calls = zip(core.store.calls, core.store.given, strict=True)
+    [[change]] = [given[0] for name, given in calls if name == "save_all"]
+    assert change.changes == {"start_id": "s2", "status": Status.ASSIGNED}

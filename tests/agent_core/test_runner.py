@@ -229,9 +229,9 @@ async def test_an_agent_that_leaves_while_it_is_judged_lets_it_wait(core: Core) 
 async def test_a_word_that_comes_while_the_start_is_stored_begins_nothing(
     core: Core, stopped: bool
 ) -> None:
-    gate = core.store.hold("save")
+    gate = core.store.hold("save_all")
     runner, job = await begin(core)
-    await within(core.store.entered["save"].wait())
+    await within(core.store.entered["save_all"].wait())
     runner.stop(CANCEL) if stopped else runner.leave()
     gate.set()
     await within(job)
@@ -243,9 +243,9 @@ async def test_a_word_that_comes_while_the_start_is_stored_begins_nothing(
 async def test_no_run_begins_when_its_lease_ended_meanwhile(tmp_path: Path) -> None:
     clock = TurnedClock()
     core = await Core.open(tmp_path, clock)
-    gate = core.store.hold("save")
+    gate = core.store.hold("save_all")
     runner, job = await begin(core, task(lease=Lease(until=Instant.now(clock).plus(5))))
-    await within(core.store.entered["save"].wait())
+    await within(core.store.entered["save_all"].wait())
     await clock.advance(6)
     gate.set()
     await within(job)
@@ -578,9 +578,9 @@ async def test_a_stop_that_comes_when_the_run_has_ended_still_prevents_the_next_
     core: Core,
 ) -> None:
     runner, job, run = await started(core, max_retries=5)
-    gate = core.store.hold("save")
+    gate = core.store.hold("save_all")
     run.end(3)
-    await within(core.store.entered["save"].wait())
+    await within(core.store.entered["save_all"].wait())
     runner.stop(CANCEL)
     gate.set()
     await within(job)
@@ -746,23 +746,25 @@ async def test_a_task_that_left_a_tree_in_its_directory_leaves_nothing(core: Cor
 
 @pytest.mark.parametrize("moves_before", [0, 1, 2])
 async def test_a_full_disk_delays_each_move_and_loses_none(core: Core, moves_before: int) -> None:
-    """The start, the begin, the end: each is asked until it is kept."""
-    core.store.fail("save", *[None] * moves_before, StoreFull("no room"), StoreError("locked"))
+    """The start, the begin, the end: each is asked until it is kept, alone or with the next."""
+    core.store.fail("save_all", *[None] * moves_before, StoreFull("no room"), StoreError("locked"))
     _, job = await begin(core)
     run = await core.executor.next_run()
+    if moves_before == 2:
+        await core.until_status(task(), "running")
     run.end(0)
     await within(job)
     assert (await core.get(task())).status is Status.COMPLETED
     assert await core.events() == [("start", "t1"), ("complete", "t1")]
-    assert core.store.calls.count("save") == 5
+    assert core.store.calls.count("save_all") == 2 + (3 if moves_before == 2 else 2)
     assert len(core.executor.runs) == 1
 
 
 async def test_nothing_is_forgotten_before_its_end_is_kept(core: Core) -> None:
     _, job, run = await started(core)
-    gate = core.store.hold("save", before=True)
+    gate = core.store.hold("save_all", before=True)
     run.end(0)
-    await within(core.store.entered["save"].wait())
+    await within(core.store.entered["save_all"].wait())
     assert not run.forgotten
     assert Path(run.launch.scratch).is_dir()
     gate.set()

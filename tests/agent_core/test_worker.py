@@ -129,7 +129,7 @@ async def test_what_a_site_does_not_allow_is_refused_when_it_comes(core: Core) -
 
 async def test_a_refusal_that_cannot_be_saved_is_made_again_and_nothing_runs(core: Core) -> None:
     core.judge.verdicts["t1"] = Verdict.deny("no")
-    core.store.fail("save", StoreFull("no room"))
+    core.store.fail("save_all", StoreFull("no room"))
     await core.start()
     await core.bring(T1)
     await core.until_status(T1, "failed")
@@ -332,7 +332,7 @@ async def test_a_full_disk_never_lets_two_attempts_run_at_once(core: Core) -> No
     await core.start()
     runs = await running(core, T2, T3)
     await core.bring(T1)  # waits for a slot
-    core.store.fail("save", StoreFull("no room"))
+    core.store.fail("save_all", StoreFull("no room"))
     newer = task("t1", attempt_id="a2")
     await core.bring(newer)
     assert "an end cannot be saved now" in core.said.getvalue()
@@ -421,9 +421,9 @@ async def test_a_task_that_begins_while_its_cancel_is_saved_is_cancelled_all_the
     await core.start()
     local = task(source="")
     await core.add(local)
-    gate = core.store.hold("save", before=True)
+    gate = core.store.hold("get")
     cancel = asyncio.create_task(core.worker.cancel(local.key, code=7, reason="by Ada"))
-    await within(core.store.entered["save"].wait())
+    await within(core.store.entered["get"].wait())
     core.worker.waiting.feed.look_again()
     await core.worker.admit([])
     run = await core.executor.next_run()
@@ -438,11 +438,10 @@ async def test_a_task_that_ends_while_its_cancel_looks_for_it_is_final(core: Cor
     await core.start()
     local = task(source="")
     await core.add(local)
-    gate = core.store.hold("save", before=True)
+    gate = core.store.hold("get")
     cancel = asyncio.create_task(core.worker.cancel(local.key, code=7, reason="by Ada"))
-    await within(core.store.entered["save"].wait())
-    stored = await core.get(local)
-    await core.bench.moves.make(stored, Move.REFUSE)
+    await within(core.store.entered["get"].wait())
+    await core.bench.moves.make(local, Move.REFUSE)
     gate.set()
     assert not await within(cancel)
     assert (await core.get(local)).status is Status.FAILED
@@ -452,7 +451,7 @@ async def test_a_cancel_that_cannot_be_saved_says_so_and_forgets_nobody(core: Co
     await core.start()
     first, _ = await running(core, T1, T2)
     await core.bring(T3)
-    core.store.fail("save", StoreFull("no room"))
+    core.store.fail("save_all", StoreFull("no room"))
     with pytest.raises(StoreFull):
         await core.worker.cancel(T3.key, code=7, reason="by Ada")
     assert (await core.get(T3)).status is Status.PENDING
@@ -469,7 +468,7 @@ async def test_a_cancel_that_fails_while_the_store_is_read_forgets_nobody(core: 
     core.worker.waiting.feed.look_again()
     await core.worker.admit([])
     await within(core.store.entered["due"].wait())
-    core.store.fail("save", StoreFull("no room"))
+    core.store.fail("save_all", StoreFull("no room"))
     with pytest.raises(StoreFull):
         await core.worker.cancel(T3.key, code=7, reason="by Ada")
     gate.set()
@@ -573,11 +572,11 @@ async def test_a_store_that_cannot_be_read_is_read_again(core: Core) -> None:
 
 
 async def test_a_task_that_somebody_else_ended_is_let_go(core: Core) -> None:
-    gate = core.store.hold("save", before=True)
+    gate = core.store.hold("save_all", before=True)
     await core.start()
     await core.bring(T1)
-    await within(core.store.entered["save"].wait())
-    await core.bench.moves.make(T1, Move.REFUSE)
+    await within(core.store.entered["save_all"].wait())
+    assert await core.store.save(T1, {"status": Status.FAILED})
     core.store.fail("get", StoreError("locked"))
     gate.set()
     await core.until_idle()
@@ -596,10 +595,10 @@ async def test_a_task_whose_row_is_gone_is_let_go(core: Core) -> None:
 
 async def test_a_start_that_somebody_else_stored_is_taken_up_where_it_stands(core: Core) -> None:
     """A store may have kept what it said it had not: then our own second try is the conflict."""
-    gate = core.store.hold("save")
+    gate = core.store.hold("save_all")
     await core.start()
     await core.bring(T1)
-    await within(core.store.entered["save"].wait())
+    await within(core.store.entered["save_all"].wait())
     real_save = core.store._store.save
 
     async def kept_and_failed() -> None:
@@ -617,7 +616,7 @@ async def test_a_start_that_somebody_else_stored_is_taken_up_where_it_stands(cor
 
 
 async def test_an_error_that_nobody_foresaw_ends_the_loop_loudly(core: Core) -> None:
-    core.store.fail("save", RuntimeError("a bug"))
+    core.store.fail("save_all", RuntimeError("a bug"))
     await core.start()
     assert core.loop
     await core.bring(T1)
@@ -743,7 +742,7 @@ async def test_one_that_cannot_be_given_back_holds_up_no_other(core: Core) -> No
     await core.worker.leave()
     await core.bring(T1, T2, T3)
     await core.bench.moves.make(T1, Move.REFUSE)
-    core.store.fail("save", None, StoreFull("no room"))
+    core.store.fail("save_all", None, StoreFull("no room"))
     await core.worker.give_back()
     assert [(await core.get(each)).status for each in (T1, T2, T3)] == [
         Status.FAILED,

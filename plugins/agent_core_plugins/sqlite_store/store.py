@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from agent_core import (
     Answer,
+    Change,
     Event,
     EventKind,
     Key,
@@ -22,6 +23,7 @@ from agent_core_plugins.sqlite_store import rows
 from agent_core_plugins.sqlite_store import statements as sql
 from agent_core_plugins.sqlite_store.failures import translated
 from agent_core_plugins.sqlite_store.opening import Opened
+from agent_core_plugins.sqlite_store.saving import written
 from agent_core_plugins.sqlite_store.writer import Writer
 
 T = TypeVar("T")
@@ -65,24 +67,13 @@ class SqliteTasks:
         event: Event | None = None,
         ended_run: TaskRun | None = None,
     ) -> bool:
-        columns = rows.changed_columns(changes or {"status": before.status})
-        move = sql.move(frozenset(columns))
-        columns["key_task"], columns["key_attempt"] = before.key
-        columns["old_status"], columns["old_start_id"] = before.status.value, before.start_id
-        values = move.values(columns)
-        told = sql.ADD_EVENT.values(rows.event_row(event)) if event else None
-        ended = rows.run_row(before.key, ended_run) if ended_run else None
+        events = (event,) if event else ()
+        change = Change(before=before, changes=changes, events=events, ended_run=ended_run)
+        return (await self.save_all([change]))[0]
 
-        def work(db: sqlite3.Connection) -> bool:
-            if db.execute(move.text, values).rowcount != 1:
-                return False
-            if ended is not None:
-                db.execute(sql.ADD_RUN.text, ended)
-            if told is not None:
-                db.execute(sql.ADD_EVENT.text, told)
-            return True
-
-        return await self._writer.do(work)
+    async def save_all(self, changes: Sequence[Change]) -> list[bool]:
+        moves = [written(change) for change in changes]
+        return await self._writer.do(lambda db: [move(db) for move in moves])
 
     async def settle(self, receipts: Sequence[Receipt]) -> None:
         answered = [receipt for receipt in receipts if receipt.answer is not Answer.RETRY]
