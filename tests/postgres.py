@@ -22,6 +22,7 @@ _SETTINGS = {
     "full_page_writes": "off",
     "max_connections": "200",
     "shared_buffers": "64MB",
+    "deadlock_timeout": "50ms",
     "autovacuum": "off",  # no work of its own while tests count
 }
 

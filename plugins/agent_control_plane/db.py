@@ -105,9 +105,8 @@ class Database:
         try:
             backend = make_url(url).get_backend_name()
         except ArgumentError:
-            raise SettingsError(
-                f"server.database: {url!r} is no database URL; {KNOWN_URLS}"
-            ) from None
+            # It is not shown: it may hold a password all the same.
+            raise SettingsError(f"server.database is no database URL; {KNOWN_URLS}") from None
         if backend in {"postgresql", "postgres"}:
             from agent_control_plane.postgres import Postgres  # noqa: PLC0415  # and its driver
 

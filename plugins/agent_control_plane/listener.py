@@ -38,9 +38,7 @@ class Listener:
         while True:
             try:
                 await self._while_connected()
-            except (
-                Exception
-            ) as error:  # nobody would be woken any more
+            except Exception as error:  # nobody would be woken any more
                 if not self._deaf:
                     words = " ".join(str(error).split())
                     _log.error("other servers cannot be heard, trying again", why=words)

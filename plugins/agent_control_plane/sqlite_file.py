@@ -29,7 +29,7 @@ def file_of(url: str) -> Path:
         parsed = make_url(url)
     except ArgumentError:
         raise SettingsError(
-            f"server.database: {url!r} is no database URL; one is sqlite:////var/lib/x/server.db"
+            "server.database is no database URL; one is sqlite:////var/lib/x/server.db"
         ) from None
     if parsed.get_backend_name() != "sqlite" or parsed.query or not _names_file(parsed):
         raise SettingsError(

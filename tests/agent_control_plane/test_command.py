@@ -179,7 +179,7 @@ def test_a_database_that_another_server_uses(tmp_path: Path) -> None:
         ("[server]\nlease_sec = 1.5", "whole seconds"),
         ('[server]\nlease_sec = "soon"', "server.lease_sec"),
         ('[server]\nagent_token = ["x"]', "server.agent_token"),
-        ('[server]\ndatabase = "postgresql://a/b"', "server.database"),
+        ('[server]\ndatabase = "mysql://a/b"', "server.database"),
         ("[sever]\nport = 1", 'did you mean "server"'),
     ],
 )
