@@ -58,6 +58,7 @@ class Contact:
         self._doubtful = False  # a word of its answer proved untrue
         self._registering = asyncio.Lock()
         self._listening: list[asyncio.Event] = []
+        self._told: Json = None  # what the machine has, as the last register said it
 
     def speaks(self, word: wire.Word) -> bool:
         """Whether both sides know this extension now; it may change with each register."""
@@ -127,6 +128,7 @@ class Contact:
                 self._doubtful = self._registered = False
 
     async def _register(self, agent: AgentHandle) -> None:
+        machine = has(await agent.inventory())
         reply = await self.call(
             "register",
             machine_id=self.identity["machine_id"],
@@ -136,7 +138,7 @@ class Contact:
             max_workers=agent.max_workers,
             labels=dict(agent.labels),
             executors=list(agent.executors),
-            **has(await agent.inventory()),
+            **machine,
             capabilities=list(SPOKEN),
         )
         self._must_be_answer(reply, "register")
@@ -150,14 +152,17 @@ class Contact:
         self.limits = _limits(data.get("limits"))
         self.lease_sec = seconds(data.get("lease_sec"), LEASE_SEC)
         self._registered = True
+        self._told = machine
         self.known.set()
         self.registers.send()
 
     async def _heartbeat(self, agent: AgentHandle) -> None:
+        inventory = await agent.inventory()
+        if has(inventory) != self._told:  # a device fell off or came back
+            self._registered = False
+            await self.registered(agent)
         reply = await self.call(
-            "heartbeat",
-            machine_id=self.identity["machine_id"],
-            metrics=metrics(await agent.inventory()),
+            "heartbeat", machine_id=self.identity["machine_id"], metrics=metrics(inventory)
         )
         self._must_be_answer(reply, "heartbeat")
         if reply.code != Code.OK:

@@ -63,6 +63,22 @@ async def test_an_agent_says_who_it_is_and_that_it_lives(opened: Any, server: An
         assert len(server.asked(REGISTER)) == 1
 
 
+async def test_a_device_that_comes_or_goes_is_told_by_another_register(
+    opened: Any, server: Any
+) -> None:
+    clock = TurnedClock()
+    async with opened(clock=clock, heartbeat_interval=30) as site:
+        gpu = Gpu(index=0, uuid="GPU-0", name="Tesla T4", memory_total=2**34)
+        await clock.until_sleeping(LOOPS)
+        for beats, gpus in ((2, (gpu,)), (3, (gpu,)), (4, ())):
+            site.agent.machine = Inventory(cpu_percent=50.0 + beats, gpus=gpus)
+            await clock.advance(30)
+            await server.wait_for(HEARTBEAT, beats)
+            await clock.until_sleeping(LOOPS)
+        told = [request.json()["gpus"] for request in server.asked(REGISTER)]
+        assert told == [[], [{"uuid": "GPU-0", "name": "Tesla T4", "memory": 2**34}], []]
+
+
 async def test_a_server_without_register_is_worked_with_all_the_same(
     opened: Any, server: Any
 ) -> None:
