@@ -1,16 +1,21 @@
 """A relay between an agent and its server: it can be cut, and it sees every call."""
 
 import asyncio
+import json
 import re
 import threading
 from collections.abc import Callable
 
 REQUEST = re.compile(rb"(?:POST|GET) /api/v1/agent/(\S+) HTTP/1\.1\r\n")
+LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 CHUNK = 2**16
 
 
 class Relay:
-    """Runs in a thread of its own. `calls` are the calls that reached the server, in order."""
+    """Runs in a thread of its own. `calls` are the calls that reached the server, in order.
+
+    What a batch of events holds counts as the single calls that it stands for.
+    """
 
     def __init__(self, server_port: int) -> None:
         self.calls: list[str] = []
@@ -96,8 +101,13 @@ class Relay:
             if found := REQUEST.match(data):
                 call = found[1].decode()
                 asked.append(call)
-                self._tell("asked", call)  # what is lost here has not reached the server
-                self.calls.append(call)
+                calls = [call]
+                if call == "events":
+                    data = await _whole(reader, data)
+                    calls = _stand_for(data)
+                for each in calls:
+                    self._tell("asked", each)  # what is lost here has not reached the server
+                self.calls += calls
             there.write(data)
             await there.drain()
         raise ConnectionResetError("the agent hung up")
@@ -115,3 +125,21 @@ class Relay:
     def _tell(self, when: str, call: str) -> None:
         if self.watch is not None and self.watch(when, call) is False:
             raise ConnectionResetError("this call is to be lost")
+
+
+async def _whole(reader: asyncio.StreamReader, data: bytes) -> bytes:
+    """A request with all of its body."""
+    found = LENGTH.search(data)
+    assert found, "an agent tells how long its request is"
+    missing = data.index(b"\r\n\r\n") + 4 + int(found[1]) - len(data)
+    return data + await reader.readexactly(missing) if missing > 0 else data
+
+
+def _stand_for(request: bytes) -> list[str]:
+    _, _, body = request.partition(b"\r\n\r\n")
+    verbs = {"renew": "lease/renew"}
+    return [
+        f"tasks/{event['task_id']}/{verbs.get(event['kind'], event['kind'])}"
+        for event in json.loads(body)["events"]
+        if "task_id" in event
+    ]
