@@ -19,6 +19,21 @@ class Stop:
     words: str
 
 
+def noted(stop: Stop) -> str:
+    """As it is kept with a run; what is too long loses its end."""
+    return f"{stop.reason.value} {stop.code} {stop.words}"
+
+
+def recalled(text: str) -> Stop | None:
+    """What `noted` wrote; None if nothing was kept, or something else."""
+    reason, _, rest = text.partition(" ")
+    code, _, words = rest.partition(" ")
+    try:
+        return Stop(reason=Reason(reason), code=int(code), words=words)
+    except ValueError:
+        return None
+
+
 def timed_out(timeout: float) -> Stop:
     words = f"timed out after {timeout:g} s"
     return Stop(reason=Reason.TIMEOUT, code=Code.TIMED_OUT, words=words)

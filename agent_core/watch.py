@@ -44,6 +44,9 @@ async def outcome_of(watch: Watch) -> Outcome | None:
     """
     waiter: asyncio.Task[Outcome] = asyncio.create_task(_wait(watch.execution), name="run")
     try:
+        if former := endings.recalled(watch.execution.terminated):  # by an agent that was killed
+            await _end(watch.execution, waiter, former)
+            return endings.stopped(await waiter, former)
         stop = await _ended_or_stopped(watch, waiter)
         if stop is None and not waiter.done():
             if watch.execution.survives:
@@ -62,7 +65,7 @@ async def outcome_of(watch: Watch) -> Outcome | None:
 
 
 def _late(outcome: Outcome, timeout: float) -> Outcome:
-    """An agent that was killed after its TERM left no word of it.
+    """An agent that was killed after its TERM may have left no word of it.
 
     A run that a signal ended when its time was over was ended for that.
     """
@@ -102,7 +105,7 @@ async def _ended_or_stopped(watch: Watch, waiter: "asyncio.Task[Outcome]") -> St
 
 async def _end(execution: Execution, waiter: "asyncio.Task[Outcome]", stop: Stop) -> bool:
     """TERM, grace, KILL, until nothing is left. False if it had ended by itself."""
-    if not await execution.signal(signal.SIGTERM):
+    if not await execution.terminate(endings.noted(stop)):
         return False
     get("runner").info("ending a run", why=stop.words)
     await asyncio.wait({waiter}, timeout=execution.grace)

@@ -324,7 +324,7 @@ class ExecutorContract:
         launch = make_launch(tmp_path, "/bin/sh", "-c", text)
         execution = await begin(executor, launch)
         await appears(Path(launch.scratch) / "began")
-        assert await execution.signal(signal.SIGTERM)
+        assert await execution.terminate("why")  # as it is asked to end first
         await appears(Path(launch.scratch) / "termed")
         assert await execution.signal(signal.SIGKILL)
         assert self._killed_by(await end(execution), signal.SIGKILL)

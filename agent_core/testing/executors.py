@@ -65,6 +65,12 @@ class HandRun(Execution):
             self.end(outcome=Outcome(reason=Reason.SIGNAL, exit_code=128 + signum, signal=name))
         return True
 
+    async def terminate(self, words: str) -> bool:
+        done = await self.signal(signal.SIGTERM)
+        if done:
+            self.terminated = self.terminated or words
+        return done
+
     async def output(self, stream: Stream, offset: int, limit: int) -> Piece:
         printed = self.printed if stream == "stdout" else b""
         return Piece(offset, printed[offset : offset + limit], len(printed))

@@ -24,6 +24,18 @@ def test_a_cancelled_run_keeps_its_own_exit_on_record() -> None:
     assert not outcome.success
 
 
+def test_why_a_run_is_ended_is_read_as_it_was_noted() -> None:
+    for stop in (
+        endings.timed_out(3),
+        endings.preempted(),
+        Stop(reason=Reason.CANCELLED, code=7, words="two  spaces\n\U0001f600"),
+        Stop(reason=Reason.CANCELLED, code=7, words=""),
+    ):
+        assert endings.recalled(endings.noted(stop)) == stop
+    for nothing in ("", "cancelled", "cancelled seven x", "bored 7 x"):
+        assert endings.recalled(nothing) is None
+
+
 def test_what_never_began_has_no_exit_code() -> None:
     stop = Stop(reason=Reason.CANCELLED, code=7, words="no")
     refused = endings.refused(Code.POLICY, "no such program")

@@ -10,7 +10,7 @@ from agent_core import launch as launching
 from agent_core import recovery
 from agent_core.errors import StoreError
 from agent_core.lifecycle import Status
-from agent_core.models import Task, Verdict
+from agent_core.models import Reason, Task, Verdict
 from agent_core.testing.clock import TurnedClock
 from tests.agent_core.core import Core, task, until, within
 
@@ -109,6 +109,31 @@ async def test_an_agent_killed_before_an_end_was_stored_stores_it_later(tmp_path
     await core.close()
 
 
+@pytest.mark.parametrize("ends", ["before it is found", "after it was found"])
+async def test_why_a_run_is_being_ended_outlives_the_agent_that_began_to_end_it(
+    tmp_path: Path, ends: str
+) -> None:
+    core = await Core.open(tmp_path)
+    await core.start()
+    await core.bring(T1)
+    run = await core.executor.next_run()
+    await core.until_status(T1, "running")
+    run.deaf, run.grace = True, 1000.0  # it takes its time to end, and then ends by itself
+    assert await core.worker.cancel(T1.key, code=7, reason="by Ada Lovelace")
+    await run.signalled()
+    core = await core.again()
+    if ends == "before it is found":
+        run.end(0)
+    await core.start()
+    await core.until_status(T1, "running", "cancelled")
+    run.end(0)
+    cancelled = await core.until_status(T1, "cancelled")
+    assert cancelled.outcome
+    assert (cancelled.outcome.reason, cancelled.outcome.exit_code) == (Reason.CANCELLED, 0)
+    assert (cancelled.outcome.error_code, cancelled.outcome.error) == (7, "by Ada Lovelace")
+    await core.close()
+
+
 async def test_runs_found_again_keep_their_slots_even_if_there_are_fewer_now(
     tmp_path: Path,
 ) -> None:
@@ -121,7 +146,7 @@ async def test_runs_found_again_keep_their_slots_even_if_there_are_fewer_now(
     core.max_workers = 1
     core = await core.again()
     await core.start()
-    assert core.worker.room == 1, "none free, two to have ready, and one waits"
+    assert core.worker.demands.slots == 1, "none free, two to have ready, and one waits"
     runs[0].end(0)
     runs[1].end(0)
     await core.until_status(task(runs[0].launch.key.task_id), "completed")
