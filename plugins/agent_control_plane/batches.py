@@ -1,7 +1,7 @@
 """Batches of events: loaded together, applied one after another, saved together."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, select
@@ -20,7 +20,7 @@ from agent_control_plane.states import Attempt, Effect, State, Task, Terms
 from agent_control_plane.tables import attempts, tasks
 from agent_core import log
 from agent_core.api.http import Problem
-from agent_core.api.wire import Code, Json, epoch, rfc3339
+from agent_core.api.wire import Code, Json, rfc3339
 
 _THESE = attempts_with_tasks(bindparam("attempts", expanding=True))
 _LOCK = (
@@ -50,6 +50,14 @@ class _Pair:
     attempt: Attempt
     task_changes: dict[str, Any]
     attempt_changes: dict[str, Any]
+    moved: bool = False  # since task and attempt were built
+
+    def settle(self) -> None:
+        """Build both as they are now, for the next event; most have none."""
+        if self.moved:
+            changes = Effect(task=self.task_changes, attempt=self.attempt_changes)
+            self.task, self.attempt = after(self.was, self.held, changes)
+            self.moved = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,6 +150,7 @@ class _Taking:
         pair = self._pairs.get(event.attempt_id)
         if pair is None or pair.task.id != event.task_id:
             return self._unknown(event.task_id, known=pair is not None)
+        pair.settle()
         if self._told_before(pair.attempt, event.seq):
             return _DONE
         meant = _MEANINGS[type(event)](event, self._agent_id, self._now)
@@ -150,7 +159,7 @@ class _Taking:
             return {"code": int(effect.code), "message": effect.message}
         self._note(pair, event, effect)
         if isinstance(event, told.RenewEvent):
-            return {**_DONE, **self._lease(pair.attempt)}
+            return {**_DONE, **self._lease(effect.attempt)}
         return _DONE
 
     def _told_before(self, attempt: Attempt, seq: int) -> bool:
@@ -171,16 +180,15 @@ class _Taking:
             self._texts += outputs.end(self._connection, pair.attempt, pair.task.id, event)
         pair.task_changes.update(effect.task)
         pair.attempt_changes.update(effect.attempt)
-        pair.task, pair.attempt = after(pair.task, pair.attempt, effect)
         if event.seq:
             pair.attempt_changes |= {"stream": self._stream, "last_seq": event.seq}
-            pair.attempt = replace(pair.attempt, stream=self._stream, last_seq=event.seq)
+        pair.moved = True
 
-    def _lease(self, attempt: Attempt) -> dict[str, Json]:
+    def _lease(self, renewed: Mapping[str, Any]) -> dict[str, Json]:
         return {
             "lease_sec": int(self._terms.lease_sec),
-            "lease_expires_at": rfc3339(attempt.lease_expires_at),
-            "regrant_at": rfc3339(attempt.regrant_at),
+            "lease_expires_at": rfc3339(renewed["lease_expires_at"]),
+            "regrant_at": rfc3339(renewed["regrant_at"]),
         }
 
     def save(self) -> None:
@@ -195,7 +203,7 @@ class _Taking:
 
 
 def _start(event: told.StartEvent, agent_id: str, now: float) -> Start:
-    at = epoch(event.started_at or event.at)
+    at = event.at if event.started_at is None else event.started_at
     return Start(agent_id=agent_id, run_no=event.run_no, began_at=at, behind=True)
 
 
@@ -212,11 +220,11 @@ def _shift(event: told.StateEvent, agent_id: str, now: float) -> Shift:
 
 
 def _complete(event: told.CompleteEvent, agent_id: str, now: float) -> Complete:
-    return agents.completion(event, agent_id, told_at=epoch(event.at))
+    return agents.completion(event, agent_id, told_at=event.at)
 
 
 def _run(event: told.RunEvent, agent_id: str, now: float) -> Run:
-    at, due = epoch(event.at), epoch(event.next_run_at)
+    at, due = event.at, event.next_run_at
     if at is not None and due is not None:
         due += now - at  # by our clock
     return Run(

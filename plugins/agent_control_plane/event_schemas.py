@@ -2,8 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from agent_control_plane.schemas import (
     INT32,
@@ -17,6 +16,7 @@ from agent_control_plane.schemas import (
     Usage,
     Word,
     cut_message,
+    wrong,
 )
 from agent_core.api.bodies import Problem, in_words
 from agent_core.api.wire import Code, epoch
@@ -29,22 +29,21 @@ class Events(FromAgent):
     events: list[Any] = Field(description="at most limits.events of them; see Event")
 
 
-def _moment(text: str) -> str:
+def _moment(text: object) -> object:
     try:
-        epoch(text)
+        return epoch(text)
     except (ValueError, OverflowError) as error:
-        words = {"words": f"a time is needed: {error}"}
-        raise PydanticCustomError("wrong", "{words}", words) from None
-    return text
+        raise wrong(f"a time is needed: {error}") from None
 
 
-Moment = Annotated[str, Field(max_length=64), AfterValidator(_moment)]
+# RFC 3339 text, read as seconds since the epoch.
+Moment = Annotated[float | None, BeforeValidator(_moment, json_schema_input_type=str)]
 ExitCode = Annotated[int, Field(ge=-(2**31), le=2**32 - 1)]
 
 
 class _Event(FromAgent):
     seq: int = Field(0, ge=0, le=INT64)
-    at: Moment | None = None
+    at: Moment = None
 
 
 class OfRun(_Event):
@@ -55,7 +54,7 @@ class OfRun(_Event):
 
 class StartEvent(OfRun):
     kind: Literal["start"]
-    started_at: Moment | None = None
+    started_at: Moment = None
 
 
 class RenewEvent(OfRun):
@@ -89,7 +88,7 @@ class Ending(OfRun):
 
 class RunEvent(Ending):
     kind: Literal["run"]
-    next_run_at: Moment | None = None
+    next_run_at: Moment = None
 
 
 class CompleteEvent(Ending):

@@ -8,7 +8,6 @@ task `pending` and open to a new grant, but is not ended: until that grant it ca
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, Final
 
 from agent_control_plane import calls
@@ -17,8 +16,8 @@ from agent_control_plane.events import Cancel, Describe, Event, Grant, Settle, T
 from agent_control_plane.states import FINAL, HELD, Attempt, Effect, End, State, Task, Terms
 from agent_core.api.wire import Code
 
-_TASK: Final = frozenset(Task.__slots__)
-_ATTEMPT: Final = frozenset(Attempt.__slots__)
+_TASK: Final = Task.__slots__
+_ATTEMPT: Final = Attempt.__slots__
 
 
 def apply(task: Task, attempt: Attempt | None, event: Event, now: float, terms: Terms) -> Effect:
@@ -29,24 +28,25 @@ def apply(task: Task, attempt: Attempt | None, event: Event, now: float, terms: 
     effect = _RULES[type(event)](task, attempt, event, now, terms)
     if not effect.task and not effect.attempt:
         return effect
-    after = replace(task, **{k: v for k, v in effect.task.items() if k in _TASK})
+    times: Mapping[str, float] | None = None
     if isinstance(event, Grant):
-        attempt = granted(task, event, now, terms)
+        times = lease(task, now, terms)
     elif attempt is not None:
-        times = {key: value for key, value in effect.attempt.items() if key in TIMES}
-        attempt = replace(attempt, **times)
-    derived = _derive(after, attempt)
+        times = {name: effect.attempt.get(name, getattr(attempt, name)) for name in TIMES}
+    derived = _derive(task, effect.task, times)
     changed = {key: value for key, value in derived.items() if getattr(task, key) != value}
-    return replace(effect, task={**effect.task, **changed})
+    if not changed:
+        return effect
+    return Effect(task={**effect.task, **changed}, attempt=effect.attempt, run=effect.run)
 
 
 def after(task: Task, attempt: Attempt, effect: Effect) -> tuple[Task, Attempt]:
     """Both as the effect leaves them."""
-    moved = {key: value for key, value in effect.task.items() if key in _TASK}
-    held = {key: value for key, value in effect.attempt.items() if key in _ATTEMPT}
-    return (replace(task, **moved) if moved else task), (
-        replace(attempt, **held) if held else attempt
-    )
+    moved = {name: getattr(task, name) for name in _TASK}
+    moved.update((name, value) for name, value in effect.task.items() if name in moved)
+    held = {name: getattr(attempt, name) for name in _ATTEMPT}
+    held.update((name, value) for name, value in effect.attempt.items() if name in held)
+    return Task(**moved), Attempt(**held)
 
 
 def granted(task: Task, event: Grant, now: float, terms: Terms) -> Attempt:
@@ -68,19 +68,28 @@ def granted(task: Task, event: Grant, now: float, terms: Terms) -> Attempt:
     )
 
 
-def _derive(task: Task, attempt: Attempt | None) -> dict[str, Any]:
-    """The claim's and the sweep's conditions, written nowhere else."""
-    if task.status is State.PENDING and task.unmet:
+def _derive(
+    task: Task, changes: Mapping[str, Any], times: Mapping[str, float] | None
+) -> dict[str, Any]:
+    """The claim's and the sweep's conditions, written nowhere else.
+
+    `times` are the ends of lease and grace of the attempt that the task has then.
+    """
+    status = changes.get("status", task.status)
+    if status is State.PENDING:
+        if changes.get("unmet", task.unmet):
+            return {"ready_for": None, "wake_at": None}
+        due_at = changes.get("due_at", task.due_at)
+        if due_at is None:
+            return {"ready_for": changes.get("machine_id", task.machine_id), "wake_at": None}
+        return {"ready_for": None, "wake_at": due_at}
+    if status in FINAL:  # at once, until all that depend on it have been told
+        awaited = changes.get("awaited", task.awaited)
+        return {"ready_for": None, "wake_at": 0.0 if awaited else None}
+    if times is None:
         return {"ready_for": None, "wake_at": None}
-    if task.status is State.PENDING and task.due_at is None:
-        return {"ready_for": task.machine_id, "wake_at": None}
-    if task.status is State.PENDING:
-        return {"ready_for": None, "wake_at": task.due_at}
-    if task.status in FINAL:  # at once, until all that depend on it have been told
-        return {"ready_for": None, "wake_at": 0.0 if task.awaited else None}
-    if attempt is None:
-        return {"ready_for": None, "wake_at": None}
-    ends = attempt.lease_expires_at if task.cancel_requested_at is not None else attempt.regrant_at
+    ending = changes.get("cancel_requested_at", task.cancel_requested_at) is not None
+    ends = times["lease_expires_at" if ending else "regrant_at"]
     return {"ready_for": None, "wake_at": ends}
 
 
