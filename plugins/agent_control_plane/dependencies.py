@@ -23,7 +23,7 @@ PIECE: Final = 200  # waiting tasks that are told in one transaction; the sweep 
 LINKS: Final = 40  # of a chain of ends, in one transaction: each costs statements of its own
 _WORDS: Final = 1000  # characters of a chain of reasons: its beginning and its end
 _NO_TERMS: Final = Terms(lease_sec=0, disconnect_grace=0, max_attempts=0)  # nothing has a lease
-_CYCLES: Final = 0x5EED  # an advisory lock: two changes must not close one circle together
+_CYCLES: Final = 0x5EED  # an advisory lock: two changes must not close one cycle together
 
 _NAMED = (
     select(tasks.c.id, tasks.c.status, tasks.c.awaited, tasks.c.error, tasks.c.exit_code)
@@ -117,7 +117,7 @@ def enter(connection: Connection, task_id: str, wait: Wait, now: float) -> None:
         connection.execute(_AWAIT, {"ids": list(wait.on)})
 
 
-def refuse_circle(connection: Connection, task_id: str, wait: Wait) -> None:
+def refuse_cycle(connection: Connection, task_id: str, wait: Wait) -> None:
     """Raises Problem if something that the task would wait for waits for it."""
     if not wait.on:
         return
@@ -129,7 +129,7 @@ def refuse_circle(connection: Connection, task_id: str, wait: Wait) -> None:
     if connection.execute(_IN_CIRCLE, where).first() is not None:
         raise Problem(
             Code.INVALID,
-            f"depends_on: a circle: one of them waits, directly or not, for {task_id[:80]} itself",
+            f"depends_on: a cycle: one of them waits, directly or not, for {task_id[:80]} itself",
         )
 
 

@@ -186,7 +186,7 @@ def describe(
     columns = {**_described(body), "unmet": wait.unmet}
     act(connection, task_id, Describe(columns=columns), now, terms)
     dependencies.forget(connection, task_id)
-    dependencies.refuse_circle(connection, task_id, wait)
+    dependencies.refuse_cycle(connection, task_id, wait)
     dependencies.enter(connection, task_id, wait, now)
     return look(connection, task_id, now, terms)
 
