@@ -1,6 +1,6 @@
 """Rows as what they stand for, and back: tasks with their attempts, read and written in bulk."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import lru_cache
 from typing import Any, Final
@@ -9,6 +9,7 @@ from sqlalchemy import (
     BindParameter,
     ColumnElement,
     Connection,
+    Dialect,
     FromClause,
     Row,
     Select,
@@ -77,7 +78,15 @@ def _update_all(
         if columns:
             alike.setdefault(tuple(columns), []).append({"_id": row_id, **plain(columns)})
     for names, rows in alike.items():
-        connection.execute(_update(table, names), rows[0] if len(rows) == 1 else rows)
+        if len(rows) == 1:
+            connection.execute(_update(table, names), rows[0])
+            continue
+        # Text and numbers need no conversion, whose bookkeeping would cost more than the update.
+        statement, places = _driver_update(connection.dialect, table, names)
+        given: Any = rows
+        if places is not None:
+            given = [tuple([row[name] for name in places]) for row in rows]
+        connection.exec_driver_sql(statement, given)
 
 
 def read_task(row: Row[Any]) -> Task:
@@ -101,7 +110,7 @@ def read_attempt(row: Row[Any]) -> Attempt | None:
 
 def plain(changes: Mapping[str, Any]) -> dict[str, Any]:
     """Values as any driver takes them: enums by their value."""
-    return {k: v.value if isinstance(v, Enum) else v for k, v in changes.items()}
+    return {k: v._value_ if isinstance(v, Enum) else v for k, v in changes.items()}
 
 
 # Each move has its own few columns: as many statements as moves, each compiled once.
@@ -109,3 +118,12 @@ def plain(changes: Mapping[str, Any]) -> dict[str, Any]:
 def _update(table: Table, columns: tuple[str, ...]) -> Update:
     values: dict[str, Any] = {name: bindparam(name) for name in columns}
     return update(table).where(table.c.id == bindparam("_id")).values(values)
+
+
+@lru_cache(maxsize=512)
+def _driver_update(
+    dialect: Dialect, table: Table, columns: tuple[str, ...]
+) -> tuple[str, Sequence[str] | None]:
+    """The same as the driver takes it, and the order of its values where they have no names."""
+    compiled = _update(table, columns).compile(dialect=dialect)
+    return str(compiled), getattr(compiled, "positiontup", None)
