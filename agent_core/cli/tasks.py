@@ -135,6 +135,8 @@ def remark(task: Mapping[str, Json]) -> str:
         return "being cancelled"
     if task.get("unreachable_since"):
         return f"machine: unreachable since {moment(task['unreachable_since'])}"
+    if task.get("status") == "preempted":
+        return "made way for more urgent work"
     if task.get("next_run_at"):
         return f"runs again at {moment(task['next_run_at'])}"
     if task.get("status") != "running":

@@ -47,7 +47,9 @@ def result(task: Task) -> str:
         lines = str(task.get("stdout") or "").strip().splitlines()
         more = f" (+{len(lines) - 1} lines)" if len(lines) > 1 else ""
         return words(" ".join(lines[0].split())) + more if lines else ""
-    return remark(task)
+    return remark(task) or (
+        f"waits for {words(task['waits_for'])}" if task.get("waits_for") else ""
+    )
 
 
 class Lines:

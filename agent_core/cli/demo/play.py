@@ -4,7 +4,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -98,11 +98,16 @@ def _house(signals: Signals, shown: Board) -> Iterator[House]:
 def _workload(house: House, shown: Board, pause: Pause) -> int:
     """Submit it, show it, judge it."""
     work = jobs(house.directory)
+    submitted: dict[str, Job] = {}
     with Client(house.url, house.user_token) as client:
-        submitted = {client.submit(job.fields)["id"]: job for job in work}
-        shown.say(f"{len(submitted)} tasks submitted to {house.url}, run by an agent with 2 slots.")
+        shown.say(
+            f"{len(work)} tasks are submitted to {house.url}; an agent with 2 slots runs them."
+        )
         with shown.live():
-            ended = _follow(client, house, shown, list(submitted), pause)
+            _submit(client, [job for job in work if job.early], submitted)
+            _follow(client, house, shown, list(submitted), pause, statuses={"running", *FINAL})
+            _submit(client, [job for job in work if not job.early], submitted)
+            ended = _follow(client, house, shown, list(submitted), pause, statuses=FINAL)
     complaints = _complaints(submitted, ended)
     for complaint in complaints:
         shown.say(f"WRONG: {complaint}")
@@ -113,22 +118,36 @@ def _workload(house: House, shown: Board, pause: Pause) -> int:
     return Exit.FAILED if complaints else Exit.OK
 
 
+def _submit(client: Client, work: Sequence[Job], submitted: dict[str, Job]) -> None:
+    ids = {job.name: task_id for task_id, job in submitted.items()}
+    for job in work:
+        after = {"depends_on": [ids[name] for name in job.after]} if job.after else {}
+        ids[job.name] = client.submit({**job.fields, **after})["id"]
+        submitted[ids[job.name]] = job
+
+
 def _follow(
-    client: Client, house: House, shown: Board, ids: Sequence[str], pause: Pause
+    client: Client,
+    house: House,
+    shown: Board,
+    ids: Sequence[str],
+    pause: Pause,
+    *,
+    statuses: Collection[str],
 ) -> dict[str, Task]:
-    """Show the tasks until all are final, or the time is up."""
-    final: dict[str, Task] = {}
+    """Show the tasks until each has come to one of these statuses, or the time is up."""
+    there: dict[str, Task] = {}
     until = time.monotonic() + LIMIT
     while True:
         house.check()
         listed = {task["id"]: task for task in client.tasks().tasks if task["id"] in ids}
         for task_id, task in listed.items():
-            if task["status"] in FINAL and task_id not in final:
-                final[task_id] = client.task(task_id)  # the list has no output
-        now = {**listed, **final}
+            if task["status"] in statuses and task_id not in there:
+                there[task_id] = client.task(task_id)  # the list has no output
+        now = {**listed, **there}
         shown.show([now[task_id] for task_id in ids if task_id in now])
-        if len(final) == len(ids) or time.monotonic() > until:
-            return final
+        if len(there) == len(ids) or time.monotonic() > until:
+            return there
         pause(PACE)
 
 
@@ -155,7 +174,9 @@ Try next, in another terminal:
   export REMOTEGPU_URL={house.url} REMOTEGPU_TOKEN={house.user_token}
   {short} tasks
   {short} logs $({short} submit --wait -- uname -a)
-  {short} submit --name hello -c 'for i in 1 2 3; do echo $i; sleep 1; done'
+  {short} submit --follow -c 'for i in 1 2 3; do echo $i; sleep 1; done'
+  {short} submit --array 1-5 -c 'echo $((REMOTEGPU_ARRAY_INDEX * REMOTEGPU_ARRAY_INDEX))'
+  {short} explain $({short} submit --gpus 8 -- ./train)
   {short} --help
 
 Logs of both programs: {house.directory}/*.log

@@ -27,6 +27,8 @@ class Job:
     fields: Mapping[str, Json]
     wanted: str = "completed"
     check: Check
+    after: tuple[str, ...] = ()  # names of jobs that must have completed
+    early: bool = False  # runs before the others are submitted
 
     @property
     def name(self) -> str:
@@ -42,12 +44,18 @@ class Job:
 
 def jobs(directory: Path) -> list[Job]:
     """The workload, in the order it is submitted: the urgent task comes last and runs early."""
+    counts = directory / "counts"
+    primes = _primes(counts)
+    refused = _refused()
     return [
         _steps(),
-        *_primes(),
+        _gives_way(),
+        *primes,
+        _sum(counts, tuple(job.name for job in primes)),
         _flaky(directory / "tries"),
         _docs(directory / "docs"),
-        _refused(),
+        refused,
+        _never(refused.name),
         _script(),
     ]
 
@@ -76,11 +84,15 @@ def is_prime(n):
             return False
     return True
 
-print(sum(is_prime(n) for n in range(max(low, 2), high)))
+count = sum(is_prime(n) for n in range(max(low, 2), high))
+print(count)
+with open(f"{os.environ['COUNTS']}/{low}", "w") as file:
+    print(count, file=file)
 """
 
 
-def _primes() -> list[Job]:
+def _primes(counts: Path) -> list[Job]:
+    counts.mkdir()
     width = PRIME_LIMIT // SHARDS
     return [
         Job(
@@ -88,12 +100,36 @@ def _primes() -> list[Job]:
                 "name": f"primes-{shard + 1}-of-{SHARDS}",
                 "type": "python",
                 "command": _COUNT_PRIMES,
-                "env": {"LOW": str(shard * width), "HIGH": str((shard + 1) * width)},
+                "env": {
+                    "LOW": str(shard * width),
+                    "HIGH": str((shard + 1) * width),
+                    "COUNTS": str(counts),
+                },
             },
             check=_prints(re.compile(r"\d+")),
         )
         for shard in range(SHARDS)
     ]
+
+
+def _sum(counts: Path, shards: tuple[str, ...]) -> Job:
+    """Waits for every shard and holds no slot meanwhile; urgent, so it runs as soon as it may."""
+    text = f"cat {counts}/* | awk '{{ sum += $1 }} END {{ print sum }}'"
+    return Job(
+        fields={"name": "sum-of-the-shards", "command": text, "priority": 3},
+        check=_prints(re.compile(str(PRIME_COUNT))),
+        after=shards,
+    )
+
+
+def _gives_way() -> Job:
+    """Has a slot until more urgent work comes, and runs again when that is done."""
+    text = '[ "$REMOTEGPU_RUN_NO" -gt 1 ] || sleep 60; echo "run $REMOTEGPU_RUN_NO"'
+    return Job(
+        fields={"name": "gives-way", "command": text, "priority": 10},
+        check=_prints(re.compile("run 2")),
+        early=True,
+    )
 
 
 def _prints(wanted: re.Pattern[str]) -> Check:
@@ -177,6 +213,7 @@ def _steps() -> Job:
     return Job(
         fields={"name": "tells-progress", "command": _COUNT_STEPS, "priority": 4},
         check=_prints(re.compile("10 steps")),
+        early=True,
     )
 
 
@@ -188,3 +225,13 @@ def _refused() -> Job:
 
     fields = {"name": "refused-by-policy", "command": f"{BLOCKED} ./demo", "priority": 9}
     return Job(fields=fields, wanted="failed", check=check)
+
+
+def _never(refused: str) -> Job:
+    def check(task: Task) -> str:
+        if task.get("error_code") == Code.DEPENDENCY:
+            return ""
+        return f"failed for another reason: {task.get('error')}"
+
+    fields = {"name": "after-the-refused", "command": "echo never"}
+    return Job(fields=fields, wanted="failed", check=check, after=(refused,))

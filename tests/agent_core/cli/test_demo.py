@@ -94,12 +94,16 @@ async def test_once_ends_by_itself_with_every_result_right(start: Start) -> None
     assert (process.returncode, err.decode()) == (0, "")
     last = {line["task"]["name"]: line for line in told(out) if "task" in line}
     ends = {name: line["task"]["status"] for name, line in last.items()}
-    assert len(ends) == 13
+    assert len(ends) == 16
     assert ends.pop("refused-by-policy") == "failed"
+    assert ends.pop("after-the-refused") == "failed"
     assert set(ends.values()) == {"completed"}
     assert sum(int(last[f"primes-{n}-of-8"]["result"]) for n in range(1, 9)) == PRIME_COUNT
     assert "blocked pattern" in last["refused-by-policy"]["result"]
     assert last["fails-twice"]["result"] == "run 3"
+    assert last["gives-way"]["result"] == "run 2"  # it was preempted
+    assert last["sum-of-the-shards"]["result"] == str(PRIME_COUNT)
+    assert "did not complete" in last["after-the-refused"]["result"]
     assert last["tells-progress"]["task"]["progress"] in range(10, 101, 10)
     assert "148,933 primes" in told(out)[-1]["say"]
     assert not room_of(out.decode()).exists()
@@ -249,6 +253,10 @@ def workload(tmp_path: Path) -> dict[str, Job]:
         ("refused-by-policy", {"status": "failed", "reason": "exited", "error_code": 0}),
         ("primes-1-of-8", {"status": "completed", "stdout": "Traceback"}),
         ("tells-progress", {"status": "cancelled"}),
+        ("gives-way", {"status": "completed", "stdout": "run 1\n"}),
+        ("sum-of-the-shards", {"status": "completed", "stdout": "148932\n"}),
+        ("after-the-refused", {"status": "failed", "error_code": 30006}),
+        ("after-the-refused", {"status": "completed"}),
     ],
 )
 def test_a_wrong_end_is_noticed(workload: dict[str, Job], name: str, end: dict[str, Any]) -> None:
