@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -193,24 +194,43 @@ class Logs:
 
     # --- the end of a run
 
+    async def carry(self, event: Event) -> bool:
+        """All that was kept of a run that ended, which is too much for its event. False: not all.
+
+        Raises Unreachable.
+        """
+        run = Run(key=event.key, run_no=event.run_no, due=0.0)
+        for stream in STREAMS:
+            if event.outcome is None or not await self._rest(run, event.outcome, stream):
+                return False
+        return True
+
     async def _finish(self, run: Run, outcome: Outcome) -> None:
         async with run.lock:
             for stream in STREAMS:
-                data: bytes = getattr(outcome, stream)
-                kept = parted(data, getattr(outcome, f"dropped_{stream}"))
-                if kept is None or run.over:
-                    continue
-                head, gap, tail = kept
-                digest = hashlib.sha256(head + tail).hexdigest()
-                rest = pieces(head, gap, tail, run.offsets[stream])
-                if sum(len(each[1]) for each in rest) > PIECE:
-                    continue
-                for place, (offset, part, dropped) in enumerate(rest, 1):
-                    last: dict[str, Json] = {"eof": True, "sha256": digest}
-                    more = last if place == len(rest) else {}
-                    self._heed(
-                        run, stream, await self._send(run, stream, offset, part, dropped, **more)
-                    )
+                await self._rest(run, outcome, stream, most=PIECE)
+
+    async def _rest(
+        self, run: Run, outcome: Outcome, stream: Stream, most: float = math.inf
+    ) -> bool:
+        """What was kept and is not told yet, at most so many bytes. True if it is all there."""
+        kept = parted(getattr(outcome, stream), getattr(outcome, f"dropped_{stream}"))
+        if kept is None:
+            return False
+        head, gap, tail = kept
+        rest = pieces(head, gap, tail, run.offsets[stream])
+        if sum(len(data) for _, data, _ in rest) > most:
+            return False
+        last: dict[str, Json] = {"eof": True}
+        if not gap:  # else more may have been sent while it ran than was kept in the end
+            last["sha256"] = hashlib.sha256(head).hexdigest()
+        for place, (offset, data, dropped) in enumerate(rest, 1):
+            more = last if place == len(rest) else {}
+            reply = await self._send(run, stream, offset, data, dropped, **more)
+            self._heed(run, stream, reply)
+            if run.over or reply.code != Code.OK:
+                return False
+        return True
 
 
 def parted(data: bytes, dropped: int | None) -> tuple[bytes, int, bytes] | None:
@@ -228,12 +248,10 @@ def pieces(head: bytes, gap: int, tail: bytes, offset: int) -> list[tuple[int, b
 
     There is at least one, empty where nothing is left: the end is told with the last.
     """
-    found = []
-    if offset < len(head):
-        found.append((offset, head[offset:], 0))
-        offset = len(head)
+    found = [(start, head[start : start + PIECE], 0) for start in range(offset, len(head), PIECE)]
+    offset = max(offset, len(head))
     behind = len(head) + gap
-    if tail and offset < behind + len(tail):
-        start = max(offset, behind)
-        found.append((start, tail[start - behind :], start - offset))
+    for start in range(max(offset, behind), behind + len(tail), PIECE):
+        found.append((start, tail[start - behind :][:PIECE], start - offset))
+        offset = start + len(found[-1][1])
     return found or [(offset, b"", 0)]

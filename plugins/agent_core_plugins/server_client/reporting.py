@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from agent_core import (
@@ -62,7 +63,8 @@ class Reporter:
         """What a batch takes and what else has to be said, each into its place."""
         limit = self._contact.limits.bytes - ROOM
         places = [place for place, event in enumerate(events) if event.kind in _BATCHED]
-        told = await self._courier.tell([entry(events[place], limit) for place in places])
+        items = [await self._entry(events[place], limit) for place in places]
+        told = await self._courier.tell(items)
         for place, result in zip(places, told.results, strict=True):
             told_alone = result is not None and result.data is False
             if result is None or (told_alone and events[place].kind is not EventKind.RUN):
@@ -73,6 +75,17 @@ class Reporter:
         if told.error is None:
             return await self._one_by_one(agent, events, receipts)
         return told.error
+
+    async def _entry(self, event: Event, limit: int) -> bytes:
+        """Output that no batch could hold goes ahead by itself; what cannot is cut."""
+        outcome = event.outcome
+        if outcome and len(outcome.stdout) + len(outcome.stderr) > limit * 3 // 4:
+            try:
+                if self._contact.speaks(wire.Word.LOGS) and await self._logs.carry(event):
+                    event = replace(event, outcome=replace(outcome, stdout=b"", stderr=b""))
+            except Unreachable as error:
+                self._log.info("a long output is cut", task=event.key.task_id, reason=str(error))
+        return entry(event, limit)
 
     async def _one_by_one(
         self, agent: AgentHandle, events: Sequence[Event], receipts: "list[Receipt | None]"

@@ -41,7 +41,7 @@ class Shelf:
     def __init__(self) -> None:
         self.kept: dict[tuple[str, int, str], bytearray] = {}
         self.dropped: dict[tuple[str, int, str], list[tuple[int, int]]] = {}
-        self.ended: dict[tuple[str, int, str], str] = {}  # sha256
+        self.ended: dict[tuple[str, int, str], str | None] = {}  # sha256
         self.watched = False
 
     def __call__(self, request: Request) -> Reply:
@@ -61,7 +61,7 @@ class Shelf:
         elif start + len(data) > len(kept):
             kept += data[len(kept) - start :]
         if body.get("eof"):
-            self.ended[place] = body["sha256"]
+            self.ended[place] = body.get("sha256")
         return answer({"next_offset": len(kept), "watched": self.watched})
 
     def text(self, name: str = "t1", run_no: int = 1, stream: str = "stdout") -> bytes:
@@ -363,7 +363,7 @@ async def test_the_rest_of_what_was_streamed_is_there_before_the_result(
     assert shelf.text() == b"abcde" + b"?" * 20 + b"xyz"
     assert shelf.text(stream="stderr") == b"words"
     assert shelf.ended == {
-        ("t1", 1, "stdout"): hashlib.sha256(b"abcdexyz").hexdigest(),
+        ("t1", 1, "stdout"): None,  # more may have been sent than was kept
         ("t1", 1, "stderr"): hashlib.sha256(b"words").hexdigest(),
     }
     paths = [each.path.split("/")[-1] for each in server.requests]
@@ -404,6 +404,49 @@ async def test_a_slow_upload_holds_up_no_result(
         await clock.advance(FINISH_LIMIT)
         (receipt,) = await reporting
         assert receipt.answer is Answer.TAKEN
+
+
+async def test_output_that_no_batch_holds_goes_ahead_whole(
+    opened: Any, server: ScriptedServer, shelf: Shelf
+) -> None:
+    limits = {"bytes": 500_000}
+    server.on(REGISTER, answer({"capabilities": ["events", "logs"], "limits": limits}))
+    head, tail = bytes(range(256)) * 2000, b"\xff" * 300_000
+    outcome = Outcome(
+        reason=Reason.EXITED,
+        exit_code=0,
+        stdout=head + b"\n...[truncated, 7 bytes dropped]\n" + tail,
+        dropped_stdout=7,
+        stderr=b"words",
+    )
+    async with opened() as site:
+        (receipt,) = await site.client.report([end_of(running(), outcome)])
+        assert receipt.answer is Answer.TAKEN
+    assert shelf.text() == head + b"?" * 7 + tail
+    assert shelf.text(stream="stderr") == b"words"
+    (each,) = server.asked(EVENTS)[0].json()["events"]
+    assert "stdout" not in each
+    assert "stdout_base64" not in each
+    assert each["truncated"] == {"stdout": 7, "stderr": 0}
+    assert max(map(len, (request.body for request in server.asked(LOG)))) < 300_000
+
+
+@pytest.mark.parametrize(
+    "reply", [answer(code=30013, message="full", status=503), Reply(status=502), NOT_FOUND]
+)
+async def test_output_that_no_batch_holds_is_cut_where_it_cannot_go_ahead(
+    opened: Any, server: ScriptedServer, shelf: Shelf, reply: Reply
+) -> None:
+    limits = {"bytes": 500_000}
+    server.on(REGISTER, answer({"capabilities": ["events", "logs"], "limits": limits}))
+    server.on(LOG, reply)
+    outcome = Outcome(reason=Reason.EXITED, exit_code=0, stdout=b"x" * 800_000)
+    async with opened() as site:
+        (receipt,) = await site.client.report([end_of(running(), outcome)])
+        assert receipt.answer is Answer.TAKEN
+    (each,) = server.asked(EVENTS)[0].json()["events"]
+    assert 200_000 < len(each["stdout"]) < 500_000
+    assert each["truncated"]["stdout"] > 0
 
 
 async def test_each_run_of_a_task_has_its_own_output(
