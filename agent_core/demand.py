@@ -29,12 +29,15 @@ class State(NamedTuple):
 class Demands:
     """Asked by each source's loop; `look` is called whenever something may have changed."""
 
-    def __init__(self, machine: Machine, waiting: Waiting, clock: Clock) -> None:
+    def __init__(
+        self, machine: Machine, waiting: Waiting, clock: Clock, *, gather: float = GATHER
+    ) -> None:
         self.changed = Signal()
         self.closed = False  # nothing is taken any more, or for now
         self._machine = machine
         self._waiting = waiting
         self._clock = clock
+        self._gather = gather
         self._ends: deque[float] = deque(maxlen=READY_MOST)  # boot times of the last runs' ends
         self._told: State | None = None
         self._later: asyncio.TimerHandle | None = None
@@ -72,7 +75,7 @@ class Demands:
             return
         self._told = told._replace(takes=state.takes)
         if state != self._told and self._later is None:
-            self._later = asyncio.get_running_loop().call_later(GATHER, self._gathered)
+            self._later = asyncio.get_running_loop().call_later(self._gather, self._gathered)
 
     def close(self) -> None:
         """Nothing is taken any more."""
@@ -117,6 +120,11 @@ class Demands:
         """A task of this priority would begin here although no slot is free."""
         if self.closed or self._machine.free_slots:
             return None
-        priorities = (each.task.priority for each in self._machine.running if not each.ending)
-        at_most = max(priorities, default=0) - DIFFERENCE
-        return at_most if at_most >= 1 else None
+        running = self._machine.running
+        able = sorted((each.task.priority for each in running if not each.ending), reverse=True)
+        if not able or able[0] <= DIFFERENCE:
+            return None
+        # Those that wait here are ahead: for some of them room is coming, some take the rest.
+        ahead = self._waiting.as_urgent_as(able[0] - DIFFERENCE) - (len(running) - len(able))
+        left = able[max(0, ahead) :]
+        return left[0] - DIFFERENCE if left and left[0] > DIFFERENCE else None

@@ -28,7 +28,7 @@ class Waiting:
         self.feed = feed
         self._could_run = could_run  # on this machine as it is now, if nothing else ran
         self._scheduler = scheduler
-        self._in_line: set[Key] = set()  # whom the scheduler has
+        self._in_line: dict[Key, int] = {}  # whom the scheduler has, with its priority
         self._asking: dict[Key, Task] = {}  # those of them that ask for resources
         self._parked: dict[Key, tuple[Task, Aside]] = {}
 
@@ -40,7 +40,7 @@ class Waiting:
 
     @property
     def keys(self) -> set[Key]:
-        return self._in_line | self._parked.keys()
+        return self._in_line.keys() | self._parked.keys()
 
     def parked(self, *why: Aside) -> list[Task]:
         """Those set aside for one of these."""
@@ -56,6 +56,10 @@ class Waiting:
         """How many wait that may begin sooner or later, as this machine is."""
         return len(self) - len(self.parked(Aside.MACHINE)) if self._parked else len(self._in_line)
 
+    def as_urgent_as(self, priority: int) -> int:
+        """How many the scheduler may choose from that are of this priority or more urgent."""
+        return sum(each <= priority for each in self._in_line.values())
+
     @property
     def asking(self) -> Collection[Task]:
         """Those that the scheduler may choose from and that ask for more than a slot."""
@@ -69,13 +73,13 @@ class Waiting:
         if len(self._in_line) >= WINDOW:
             self.feed.look_again()
             return
-        self._in_line.add(task.key)
+        self._in_line[task.key] = task.priority
         if task.resources:
             self._asking[task.key] = task
         self._scheduler.add(task)
 
     def remove(self, key: Key) -> None:
-        self._in_line.discard(key)
+        self._in_line.pop(key, None)
         self._asking.pop(key, None)
         self._parked.pop(key, None)
         self._scheduler.remove(key)

@@ -160,9 +160,9 @@ async def test_it_does_not_begin_before_the_end_of_the_other_is_committed(core: 
     await core.local.submit(local("b", "a"))
     run = await core.executor.next_run()
     await core.until_status(local("a"), "running")
-    gate = core.store.hold("save", before=True)
+    gate = core.store.hold("save_all", before=True)
     run.end()
-    await within(core.store.entered["save"].wait())
+    await within(core.store.entered["save_all"].wait())
     await settle(core)
     assert len(core.executor.runs) == 1
     gate.set()
@@ -286,7 +286,7 @@ async def test_a_release_that_cannot_be_saved_is_tried_again(core: Core) -> None
     await core.local.submit(local("b", "a"))
     run = await core.executor.next_run()
     await core.until_status(local("a"), "running")
-    core.store.fail("save", None, StoreFull("no room"), StoreError("still none"))
+    core.store.fail("save", StoreFull("no room"), StoreError("still none"))
     run.end()
     assert (await core.executor.next_run()).launch.key.task_id == "b"
     assert core.said.getvalue().count("waiting tasks cannot be released now") == 2
@@ -298,7 +298,7 @@ async def test_a_fault_that_nobody_foresaw_ends_the_agent_loudly(core: Core) -> 
     await core.local.submit(local("b", "a"))
     run = await core.executor.next_run()
     await core.until_status(local("a"), "running")
-    core.store.fail("save", None, RuntimeError("a bug"))
+    core.store.fail("save", RuntimeError("a bug"))
     run.end()
     assert core.releasing
     with pytest.raises(RuntimeError, match="a bug"):

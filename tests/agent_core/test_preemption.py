@@ -155,9 +155,9 @@ async def test_its_own_end_counts_for_one_that_was_to_make_room(full: Any) -> No
 async def test_one_that_has_not_begun_yet_waits_again_and_burns_no_run(tmp_path: Path) -> None:
     core = await Core.open(tmp_path, max_workers=1)
     await core.start()
-    gate = core.store.hold("save")  # its start is stored, and nobody has heard of that yet
+    gate = core.store.hold("save_all")  # its start is stored, and nobody has heard of that yet
     await core.bring(task("low", priority=9))
-    await within(core.store.entered["save"].wait())
+    await within(core.store.entered["save_all"].wait())
     await core.bring(URGENT)
     await settle(core)
     gate.set()
@@ -177,9 +177,9 @@ async def test_one_that_fails_by_itself_meanwhile_keeps_its_retry(full: Any) -> 
     runner = core.runner(fails)
     job = asyncio.create_task(runner.run())
     run = await core.executor.next_run()
-    held = core.store.hold("save", before=True)
+    held = core.store.hold("save_all", before=True)
     run.end(1)
-    await within(core.store.entered["save"].wait())
+    await within(core.store.entered["save_all"].wait())
     runner.stop(endings.preempted())
     held.set()
     await within(job)

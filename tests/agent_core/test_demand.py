@@ -1,0 +1,215 @@
+"""What this agent says that it could take, and when it says that this has changed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent_core.demand import READY_LEAST, READY_MOST, Demands
+from agent_core.feed import Feed
+from agent_core.hookspecs import hookimpl
+from agent_core.machine import Machine
+from agent_core.models import Demand, Gpu, Inventory, Task
+from agent_core.resources import Resources
+from agent_core.testing.clock import TurnedClock
+from agent_core.waiting import Waiting
+from agent_core_plugins.priority_scheduler.line import Line
+from tests.agent_core.core import Core, task, turns, within
+
+GPUS = tuple(Gpu(index=n, uuid=f"GPU-{n}", name="NVIDIA H100") for n in range(2))
+
+
+class Metrics:
+    """Four processors and two GPUs."""
+
+    @hookimpl
+    async def inventory(self) -> Inventory:
+        return Inventory(cpu_cores=4, memory_total=2**34, gpus=GPUS)
+
+
+@pytest.fixture
+async def core(tmp_path: Path) -> Any:
+    made = await Core.open(tmp_path, metrics=Metrics())
+    await made.start()
+    yield made
+    await made.close()
+
+
+def gpu(name: str, count: int = 1, **fields: Any) -> Task:
+    return task(name, resources=Resources(gpus=count), **fields)
+
+
+async def running(core: Core, *given: Task) -> list[Any]:
+    runs = []
+    for each in given:
+        await core.bring(each)
+        runs.append(await core.executor.next_run())
+        await core.until_status(each, "running")
+    await settle(core)
+    return runs
+
+
+async def settle(core: Core) -> None:
+    for _ in range(5):
+        await turns()
+        await core.store.next_due(0.0)
+    await turns()
+
+
+def now(core: Core) -> Demand:
+    return core.worker.demands.now()
+
+
+def devices(core: Core) -> list[str]:
+    return [device.uuid for device in now(core).free.devices]
+
+
+# --- how much
+
+
+async def test_an_idle_agent_takes_its_slots_and_two_to_have_ready(core: Core) -> None:
+    told = now(core)
+    assert (told.slots, told.free.slots, told.urgent_at_most) == (4, 2, None)
+    assert (told.free.cpus, told.free.memory) == (4.0, 2**34)
+    assert devices(core) == ["GPU-0", "GPU-1"]
+    assert told.again is not None
+    assert told.again() == told
+
+
+async def test_what_runs_and_what_waits_is_not_offered(core: Core) -> None:
+    await running(core, gpu("t1"), task("t2", resources=Resources(cpus=1.5, memory=2**30)))
+    told = now(core)
+    assert (told.slots, told.free.slots, told.free.cpus) == (2, 0, 2.5)
+    assert told.free.memory == 2**34 - 2**30
+    assert devices(core) == ["GPU-1"]
+    await core.bring(gpu("t3"))
+    assert now(core).slots == 1
+    assert devices(core) == []
+
+
+async def test_what_waits_for_more_than_is_free_has_what_there_is_kept(core: Core) -> None:
+    await running(core, gpu("t1"))
+    await core.bring(gpu("t2", 2))
+    await settle(core)
+    assert (now(core).free.slots, devices(core)) == (0, [])
+    assert now(core).slots == 2
+
+
+async def test_the_more_often_runs_end_the_more_are_had_ready(tmp_path: Path) -> None:
+    clock = TurnedClock()
+    core = await Core.open(tmp_path, clock)
+    ready = core.worker.demands
+    for _ in range(30):
+        ready.ended()
+    await clock.advance(0.6)
+    for _ in range(10):
+        ready.ended()
+    assert ready.slots == 2 + 40
+    await clock.advance(0.6)
+    assert ready.slots == 2 + 10
+    for _ in range(1000):
+        ready.ended()
+    assert ready.slots == 2 + READY_MOST
+    await clock.advance(2)
+    assert ready.slots == 2 + READY_LEAST
+    await core.close()
+
+
+async def test_who_leaves_takes_nothing(core: Core) -> None:
+    await within(core.worker.leave())
+    told = now(core)
+    assert (told.slots, told.free.slots, told.urgent_at_most) == (0, 0, None)
+
+
+# --- urgent work
+
+
+@pytest.mark.parametrize(
+    ("priorities", "at_most"), [((9, 4), 6), ((4, 4), 1), ((3, 2), None), ((10, 10), 7)]
+)
+async def test_a_full_agent_says_who_would_begin_all_the_same(
+    core: Core, priorities: tuple[int, int], at_most: int | None
+) -> None:
+    await running(core, *(task(f"t{n}", priority=each) for n, each in enumerate(priorities)))
+    assert now(core).urgent_at_most == at_most
+
+
+async def test_those_for_whom_room_is_coming_and_those_ahead_are_counted(core: Core) -> None:
+    runs = await running(core, task("low", priority=9), task("middle", priority=6))
+    for run in runs:
+        run.deaf, run.grace = True, 3600.0
+    await core.bring(task("urgent", priority=2))
+    assert now(core).urgent_at_most == 3, "before anybody was told to make room"
+    await runs[0].signalled()
+    assert now(core).urgent_at_most == 3, "and after it"
+    await core.bring(task("urgent too", priority=3))
+    await runs[1].signalled()
+    assert now(core).urgent_at_most is None
+    for run in runs:
+        run.end()
+
+
+# --- when it has changed
+
+
+async def test_that_there_is_room_at_all_is_told_at_once(core: Core) -> None:
+    runs = await running(core, task("t1"), task("t2"))
+    await core.bring(task("t3"), task("t4"))
+    await settle(core)
+    assert now(core).slots == 0
+    changed = core.worker.demands.changed.next()
+    runs[0].end()
+    await within(changed)
+    assert now(core).slots > 0
+
+
+class Alone:
+    """Demands of a machine on which nobody works but the test; what is gathered waits for it."""
+
+    def __init__(self) -> None:
+        clock = TurnedClock()
+        self.machine = Machine(2, {}, clock)
+        self.machine.learn(Inventory(cpu_cores=4, gpus=GPUS))
+        waiting = Waiting(Line(), Feed(None, clock), self.machine.could_run)  # type: ignore[arg-type]  # never asked
+        self.demands = Demands(self.machine, waiting, clock, gather=3600.0)
+        self.demands.look()
+        self.changed = self.demands.changed.next()
+
+    def take(self, given: Task) -> None:
+        assert self.machine.take(given) is not None
+        self.demands.look()
+
+    def give_back(self, given: Task) -> None:
+        self.machine.give_back(given.key)
+        self.demands.look()
+
+
+async def test_what_is_free_besides_is_told_gathered() -> None:
+    alone = Alone()
+    for name in ("t1", "t2"):
+        alone.take(gpu(name))
+    assert not alone.changed.done()
+    alone.demands._gathered()
+    assert alone.changed.done(), "two changes, told as one"
+    assert alone.demands.now().urgent_at_most == 2
+    again = alone.demands.changed.next()
+    alone.give_back(gpu("t1"))
+    alone.demands._gathered()
+    assert again.done()
+    alone.demands.close()
+
+
+async def test_a_change_that_is_undone_is_not_told() -> None:
+    alone = Alone()
+    alone.take(gpu("t1"))
+    alone.give_back(gpu("t1"))
+    alone.demands._gathered()
+    assert not alone.changed.done()
+
+
+async def test_more_slots_than_before_are_no_news() -> None:
+    alone = Alone()
+    alone.take(task("t1"))
+    alone.give_back(task("t1"))
+    assert alone.demands._later is None
+    assert not alone.changed.done()
