@@ -208,6 +208,85 @@ async def test_a_cancel_on_the_server_reaches_the_agent_by_its_renewal(
     assert (seen["status"], seen["stdout"]) == ("cancelled", "last words")
 
 
+@all_words
+async def test_a_claim_that_waits_is_answered_when_there_is_work(
+    control: Control, opened: Any
+) -> None:
+    async with opened(url=control.url, token=AGENT_TOKEN, wait=30) as site:
+        hanging = asyncio.create_task(claimed(site))
+        done, _ = await asyncio.wait({hanging}, timeout=0.2)
+        assert not done
+        task_id = await control.submit()
+        (task,) = await asyncio.wait_for(hanging, 10)
+        assert task.id == task_id
+        assert site.agent.facts == {"claim_no": "1"}
+
+
+@all_words
+async def test_an_agent_that_stops_leaves_no_claim_behind(control: Control, opened: Any) -> None:
+    async with opened(url=control.url, token=AGENT_TOKEN, wait=30) as site:
+        hanging = asyncio.create_task(claimed(site))
+        await asyncio.wait({hanging}, timeout=0.2)
+        site.agent.stopping.set()
+        assert await asyncio.wait_for(hanging, 10) == []
+        task_id = await control.submit()
+        assert (await control.look(task_id))["status"] == "pending"
+
+
+@all_words
+async def test_a_cancel_reaches_an_agent_whose_claim_waits_and_is_answered(
+    control: Control, opened: Any
+) -> None:
+    task_id = await control.submit()
+    async with opened(url=control.url, token=AGENT_TOKEN, wait=30) as site:
+        (task,) = await claimed(site)
+        site.agent.known[task.key] = replace(task, status=Status.RUNNING, run_no=1)
+        await told(site, event(EventKind.START, task))
+        hanging = asyncio.create_task(claimed(site))
+        await asyncio.wait({hanging}, timeout=0.2)
+        response = await control.user.post(
+            f"/api/v1/tasks/{task_id}/cancel", json={"reason": "too slow"}
+        )
+        assert response.status_code == 200
+        await asyncio.wait_for(site.agent.until(lambda: site.agent.cancelled), 10)
+        assert site.agent.cancelled == [(task.key, 30002, "cancelled by a user: too slow")]
+        assert not hanging.done()  # it waits on
+        await told(site, event(EventKind.COMPLETE, task, outcome=Outcome(reason=Reason.CANCELLED)))
+        assert (await control.look(task_id))["status"] == "cancelled"
+        site.agent.stopping.set()
+        await hanging
+
+
+@all_words
+async def test_output_is_there_while_the_run_goes_on_and_the_same_when_it_has_ended(
+    control: Control, opened: Any
+) -> None:
+    task_id = await control.submit()
+
+    async def printed(wait_sec: int = 10, offset: int = 0) -> tuple[str, bool]:
+        query = {"stream": "stdout", "offset": offset, "wait_sec": wait_sec}
+        response = await control.user.get(f"/api/v1/tasks/{task_id}/logs", params=query)
+        data = response.json()["data"]
+        return data["data"], data["eof"]
+
+    async with opened(url=control.url, token=AGENT_TOKEN, wait=0) as site:
+        (task,) = await claimed(site)
+        await told(site, event(EventKind.START, task))
+        site.agent.known[task.key] = replace(task, status=Status.RUNNING, run_no=1)
+        site.agent.printed[task.key, "stdout"] = b"one\n"
+        reading = asyncio.create_task(printed())
+        await asyncio.wait({reading}, timeout=0.2)  # somebody watches by now
+        await site.client._contact._heartbeat(site.agent)  # which brings the word of it
+        assert await asyncio.wait_for(reading, 10) == ("one\n", False)
+        reading = asyncio.create_task(printed(offset=4))
+        site.agent.printed[task.key, "stdout"] = b"one\ntwo\n"
+        assert await asyncio.wait_for(reading, 10) == ("two\n", False)
+        outcome = Outcome(reason=Reason.EXITED, exit_code=0, stdout=b"one\ntwo\nthree\n")
+        await told(site, event(EventKind.COMPLETE, task, outcome=outcome))
+        assert (await printed(offset=4))[0] == "two\nthree\n"
+        assert (await control.look(task_id))["stdout"] == "one\ntwo\nthree\n"
+
+
 async def test_renew_and_progress_are_taken(control: Control, opened: Any) -> None:
     await control.submit()
     async with opened(url=control.url, token=AGENT_TOKEN, wait=1) as site:
