@@ -18,6 +18,7 @@ from .strays import Strays, kill
 from .streams import PIPE, Streams
 
 GATHER = 0.002  # seconds for which a run's beginning may wait, to be told with its end
+FOLLOW_AGAIN = 1.0  # seconds between two tries to have a run's output awaited
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,11 +134,14 @@ class Runs:
 
     def settle(self) -> None:
         """Tell of the young runs that go on, and wait for their output from now on."""
-        if self._young:
-            young, self._young = self._young, {}
-            for run in young.values():
+        young, self._young = self._young, {}
+        for run in young.values():
+            self._tell(run.started())
+            try:
                 self._streams.follow(run)
-                self._tell(run.started())
+            except OSError:  # this user's epoll sets hold all that they may: tried again
+                self._young[run.start_id] = run
+                self._young_until = time.monotonic() + FOLLOW_AGAIN
 
     def reap(self) -> None:
         """Some child has ended: a main process, or one that was adopted."""

@@ -239,7 +239,8 @@ class Service:
 def _check(asked: Line) -> None:
     """A start must have the form that the agent gives it."""
     argv, out = asked["argv"], asked["out"]
-    sound = type(argv) is list and argv and type(asked["env"]) is dict and len(out) == 2
+    lists = type(argv) is list and argv and type(out) is list and len(out) == 2
+    sound = lists and type(asked["env"]) is dict
     texts = all(type(text) is str for text in (asked["cwd"], argv[0], *out))
     if not sound or not texts or not plain(asked["s"]) or type(asked["cap"]) is not int:
         raise ValueError("a start that cannot be read")  # exec looks at the other texts

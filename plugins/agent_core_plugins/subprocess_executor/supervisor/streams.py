@@ -31,10 +31,11 @@ class Streams:
         return descriptor in self._known
 
     def follow(self, run: Run) -> None:
-        """Say from now on when something can be read."""
+        """Say from now on when something can be read. Raises OSError; it may be asked again."""
         for place, descriptor in enumerate(run.fifos):
-            self._known[descriptor] = (run, place)
-            self._epoll.register(descriptor, select.EPOLLIN)
+            if descriptor not in self._known:
+                self._epoll.register(descriptor, select.EPOLLIN)
+                self._known[descriptor] = (run, place)
 
     def drop(self, descriptor: int) -> None:
         self._known.pop(descriptor, None)
