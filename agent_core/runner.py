@@ -26,7 +26,7 @@ class Runner:
     """Brings one task from its slot to its end, or back to waiting.
 
     `run` returns when all is stored and there is nothing more to do; `freed` is called as soon as
-    the run needs no slot any more.
+    the run needs no slot any more, `ending` when it is told to end.
     """
 
     def __init__(
@@ -36,12 +36,14 @@ class Runner:
         devices: Sequence[str] = (),
         *,
         freed: Callable[[], None] = lambda: None,
+        ending: Callable[[], None] = lambda: None,
         armed: bool = False,
     ) -> None:
         """`armed`: it has no slot yet, and waits with a stored start until `go`."""
         self._course = Course(task, bench.moves, bench.clock)
         self._devices = tuple(devices)  # that its slot has for it
         self._freed = freed
+        self._ending = ending
         self._bench = bench
         self._log = get("runner")
         self._stop: Stop | None = None
@@ -277,6 +279,7 @@ class Runner:
                 begun=self._begun,
                 called=self._called,
                 stop=lambda: self._stop,
+                ending=self._ending,
             )
         )
 

@@ -80,7 +80,13 @@ class Slots:
 
     def _drive_on(self, task: Task, devices: Sequence[str]) -> None:
         key = task.key
-        runner = Runner(self._bench, task, devices, freed=lambda: self._free(key))
+        runner = Runner(
+            self._bench,
+            task,
+            devices,
+            freed=lambda: self._free(key),
+            ending=lambda: self.machine.ending(key),
+        )
         self._runners[key] = runner
         self.in_background(self._drive(runner), f"runner {task.id}")
 

@@ -34,6 +34,7 @@ class Watch:
     begun: "asyncio.Future[None] | None"  # that it runs is stored; fails if that cannot be
     called: "asyncio.Future[None]"  # a stop was named, or the agent leaves
     stop: Callable[[], Stop | None]  # the one that was named
+    ending: Callable[[], None] = lambda: None  # called when it was told to end
 
 
 async def outcome_of(watch: Watch) -> Outcome | None:
@@ -45,7 +46,7 @@ async def outcome_of(watch: Watch) -> Outcome | None:
     waiter: asyncio.Task[Outcome] = asyncio.create_task(_wait(watch.execution), name="run")
     try:
         if former := endings.recalled(watch.execution.terminated):  # by an agent that was killed
-            await _end(watch.execution, waiter, former)
+            await _end(watch, waiter, former)
             return endings.stopped(await waiter, former)
         stop = await _ended_or_stopped(watch, waiter)
         if stop is None and not waiter.done():
@@ -53,7 +54,7 @@ async def outcome_of(watch: Watch) -> Outcome | None:
                 return None
             stop = endings.agent_left()
         # Its own end was seen before a signal was sent: that counts.
-        if stop is None or waiter.done() or not await _end(watch.execution, waiter, stop):
+        if stop is None or waiter.done() or not await _end(watch, waiter, stop):
             return _late(await waiter, watch.timeout)
         return endings.stopped(await waiter, stop)
     finally:
@@ -103,8 +104,10 @@ async def _ended_or_stopped(watch: Watch, waiter: "asyncio.Task[Outcome]") -> St
     return watch.stop()
 
 
-async def _end(execution: Execution, waiter: "asyncio.Task[Outcome]", stop: Stop) -> bool:
+async def _end(watch: Watch, waiter: "asyncio.Task[Outcome]", stop: Stop) -> bool:
     """TERM, grace, KILL, until nothing is left. False if it had ended by itself."""
+    execution = watch.execution
+    watch.ending()
     if not await execution.terminate(endings.noted(stop)):
         return False
     get("runner").info("ending a run", why=stop.words)

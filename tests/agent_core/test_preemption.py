@@ -131,6 +131,22 @@ async def test_one_that_ends_already_is_room_enough(full: Any) -> None:
     assert (await core.get(task("middle"))).status is Status.CANCELLED
 
 
+async def test_one_whose_time_is_over_is_room_enough_too(core: Core) -> None:
+    await core.start()
+    [low] = await running(core, task("low", priority=9))
+    late = task("late", priority=9, timeout=0.2)
+    await core.bring(late)
+    run = await core.executor.next_run()
+    run.deaf, run.grace = True, 3600.0
+    await run.signalled()
+    await core.bring(URGENT)
+    await settle(core)
+    assert low.signals == []
+    run.end(124)
+    assert (await core.executor.next_run()).launch.key == URGENT.key
+    assert (await core.get(late)).status is Status.FAILED
+
+
 async def test_one_that_is_cancelled_while_it_makes_room_does_not_come_back(full: Any) -> None:
     core, low, _ = full
     low.deaf, low.grace = True, 3600.0
