@@ -8,7 +8,7 @@ import heapq
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Row, Select, bindparam, literal_column, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, literal_column, select
 
 from agent_control_plane import needs
 from agent_control_plane.needs import Offer
@@ -23,7 +23,7 @@ from agent_core.resources import Free, fitting, without
 MOST_LINES: Final = 1000  # for one machine, and as many for any; submit keeps to it
 
 # PostgreSQL plans for a tenth of the table where the number is a parameter.
-_ONE: Final = literal_column("1")
+_ONE: Final[ColumnElement[Any]] = literal_column("1")
 
 Key = tuple[int, float, int]  # priority, created_at, seq: the smallest is the most urgent
 
