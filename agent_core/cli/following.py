@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from agent_core.api.wire import Code, Json
 from agent_core.cli.exits import CommandFailed, Exit
+from agent_core.cli.interrupts import held_back
 from agent_core.cli.patience import Patience
 from agent_core.cli.reading import Reading, Said
 from agent_core.cli.viewers import STREAMS, Viewer, not_kept
@@ -164,10 +165,11 @@ class Follower:
         if piece.offset > shown.offset:
             self._viewer.say(not_kept(name, piece.offset - shown.offset))
             shown.gaps, shown.digest = True, None
+        with held_back():  # else nobody knew where to go on
+            self._viewer.show(self._run, name, piece)
+            shown.offset = max(shown.offset, piece.next_offset)
         if shown.digest is not None:
             shown.digest.update(piece.data)
-        self._viewer.show(self._run, name, piece)
-        shown.offset = max(shown.offset, piece.next_offset)
         if piece.eof:
             self._end(name, piece)
         elif not piece.data:
