@@ -156,7 +156,7 @@ def _array(fields: Mapping[str, Json], indexes: Sequence[int], given: Mapping[st
         ids = submit_all(client, fields, indexes, key=key, took=took, as_json=as_json)
         hint(client, fields, ids[0], as_json=as_json)
         if waits:
-            ended = Waiting(client, as_json=as_json).until_final(ids)
+            ended = Waiting(client, as_json=as_json).until_final(ids, known=True)
             if as_json:
                 print_json({"tasks": ended})
             for task in () if as_json else ended:

@@ -87,27 +87,29 @@ class Waiting:
         self._clock = clock
         self._timeout = timeout
         self._deadline = None if timeout is None else clock() + timeout
+        self._stale = False  # what is known of a task may be of long ago
         self._missed: Exception | None = None  # why there is no answer now
         self._patience = Patience(away=self._away, back=self._back, sleep=self._rest)
 
-    def until_final(self, task_ids: Sequence[str]) -> list[dict[str, Json]]:
-        """The tasks as they ended, in the order asked for."""
+    def until_final(self, task_ids: Sequence[str], *, known: bool = False) -> list[dict[str, Json]]:
+        """The tasks as they ended, in the order asked for. Not `known`: each is sought first."""
         try:
-            first = {task_id: self._look(task_id) for task_id in task_ids}  # is each one there?
-            pauses = (FIRST_PAUSE, *(0.0 for _ in task_ids))  # meanwhile the others went on
-            return [
-                self._ended(task_id, first[task_id], pause)
-                for task_id, pause in zip(task_ids, pauses, strict=False)
-            ]
+            seen = {} if known else {task_id: self._look(task_id) for task_id in task_ids}
+            return [self._ended(task_id, seen.get(task_id)) for task_id in task_ids]
         except KeyboardInterrupt:
             self._note("waiting has ended, the tasks have not: wait for them again, or cancel them")
             raise
 
-    def _ended(self, task_id: str, task: dict[str, Json], pause: float) -> dict[str, Json]:
-        while task["status"] not in FINAL:
-            self._rest(pause)
-            pause = min(max(FIRST_PAUSE, pause * 1.5), LAST_PAUSE)
+    def _ended(self, task_id: str, task: dict[str, Json] | None) -> dict[str, Json]:
+        """One after the other: while the first is waited for, the others go on as well."""
+        pause = FIRST_PAUSE
+        while task is None or task["status"] not in FINAL:
+            if task is not None and not self._stale:
+                self._rest(pause)
+                pause = min(pause * 1.5, LAST_PAUSE)
+            self._stale = False
             task = self._look(task_id)
+        self._stale = True  # whatever was seen of the next one is older than this
         return task
 
     def _look(self, task_id: str) -> dict[str, Json]:

@@ -115,6 +115,21 @@ async def test_on_a_terminal_escape_sequences_are_shown_and_not_sent(
     assert shown == "\\x1b]0;owned\\x07 é€ \\x1b[2J\rfast\ttab\r\nend\n"
 
 
+async def test_raw_sends_a_terminal_everything(server: ScriptedServer) -> None:
+    serve(server, stdout=b"\x1b[31mred\x1b[0m\n")
+    shown = await asyncio.to_thread(_on_a_terminal, "logs", "t-1", "--raw")
+    assert shown == "\x1b[31mred\x1b[0m\n"
+
+
+async def test_on_a_terminal_a_remark_begins_its_own_line(server: ScriptedServer) -> None:
+    gap = {"data": "tail", "encoding": "utf-8", "offset": 9, "next_offset": 13, "eof": True}
+    head = {"data": "head", "encoding": "utf-8", "offset": 0, "next_offset": 4, "eof": False}
+    for raw in ((), ("--raw",)):
+        server.on(LOGS, answer(head), answer({**gap, "dropped": 5}))
+        shown = await asyncio.to_thread(_on_a_terminal, "logs", "t-1", "--stream", "stdout", *raw)
+        assert shown == "head\nremotegpu: 5 bytes of stdout were not kept\ntail\n"
+
+
 async def test_on_a_terminal_a_table_is_no_place_for_markup_either(server: ScriptedServer) -> None:
     task = {"id": "t-1", "status": "failed", "name": "[bold]x[/bold]\x1b[31m", "error": ":smile:"}
     server.on("/api/v1/*", answer({"tasks": [task], "next_cursor": None}))
