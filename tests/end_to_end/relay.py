@@ -14,11 +14,13 @@ CHUNK = 2**16
 class Relay:
     """Runs in a thread of its own. `calls` are the calls that reached the server, in order.
 
-    What a batch of events holds counts as the single calls that it stands for.
+    There, what a batch of events holds counts as the single calls that it stands for; `requests`
+    are those that were made.
     """
 
     def __init__(self, server_port: int) -> None:
         self.calls: list[str] = []
+        self.requests: list[str] = []
         # Told "asked" or "answered" and the call, before it is passed on; False: it is lost.
         self.watch: Callable[[str, str], bool | None] | None = None
         self.port = 0
@@ -108,6 +110,7 @@ class Relay:
                 for each in calls:
                     self._tell("asked", each)  # what is lost here has not reached the server
                 self.calls += calls
+                self.requests.append(call)
             there.write(data)
             await there.drain()
         raise ConnectionResetError("the agent hung up")

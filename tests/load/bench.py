@@ -181,9 +181,9 @@ def counted(root: Path, results: Results, *, tasks: int) -> None:
             agent = site.start_agent(**DEFAULTS, server_client__url=relay.url)
             agent_pid, server_pid = agent.popen.pid, server.popen.pid
             crew = crew_of(site, agent)
-            relay.calls.clear()
+            relay.requests.clear()
             run_tasks(site, crew, tasks)
-            calls = Counter(call.split("/")[-1] for call in relay.calls)
+            calls = Counter(call.split("/")[-1] for call in relay.requests)
             agent.stop()
             server.stop()
     finally:
