@@ -39,9 +39,10 @@ def server(file: Path | None, as_json: bool) -> None:
         environ["REMOTEGPU_LOG__FORMAT"] = "json"
     loaded = load(file, environ)
     settings = loaded.section("server", ServerSettings)
-    log.configure(
-        loaded.section("log", LogSection), secrets=(settings.agent_token, settings.user_token)
-    )
+    from agent_control_plane.db import password_of  # noqa: PLC0415
+
+    secrets = (settings.agent_token, settings.user_token, password_of(settings.database))
+    log.configure(loaded.section("log", LogSection), secrets=secrets)
     for warning in loaded.warnings:
         log.get("settings").warning(warning)
     _check_tokens(settings)

@@ -48,6 +48,16 @@ def several_write(connection: Connection) -> bool:
     return connection.dialect.name != "sqlite"
 
 
+def password_of(url: str) -> str:
+    """For the log to mask; "" if there is none."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        return ""
+    asked = parsed.query.get("password", "")
+    return str(parsed.password or (asked if isinstance(asked, str) else asked[0]))
+
+
 class Medium(Protocol):
     """What SQLite and PostgreSQL differ in."""
 

@@ -37,7 +37,7 @@ class ServerSettings(Section):
     port: int = Field(8080, ge=0, le=65535)
     """0 = one that is free."""
     database: Text = Field(default_factory=default_database, min_length=1)
-    """sqlite:////absolute/path/server.db; the directory is made if it is missing."""
+    """sqlite:////absolute/path/server.db, or postgresql://user:password@host/database."""
     agent_token: SecretText = ""
     """What agents must carry; the server does not start without it."""
     user_token: SecretText = ""

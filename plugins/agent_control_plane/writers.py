@@ -135,6 +135,8 @@ class _Line:
             return [self._alone(jobs[0])]
         try:
             done = self._together(jobs)
+        except DatabaseRefuses as error:  # perhaps it was kept: doing it again might be twice
+            return [_Done(job, error=error) for job in jobs]
         except Exception:
             return [self._alone(job) for job in jobs]
         return [self._alone(each.job) if self._again(each.error) else each for each in done]
