@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
 from agent_core.api.http import Endpoint
@@ -22,7 +22,7 @@ class Refusal(BaseModel):
 
     code: int
     message: str
-    data: None
+    data: dict[str, Any] | None = Field(description="what is needed to do better; mostly null")
 
 
 def document(

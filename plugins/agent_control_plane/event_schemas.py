@@ -2,7 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    GetJsonSchemaHandler,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from agent_control_plane.schemas import (
     INT32,
@@ -20,13 +29,6 @@ from agent_control_plane.schemas import (
 )
 from agent_core.api.bodies import Problem, in_words
 from agent_core.api.wire import Code, epoch
-
-
-class Events(FromAgent):
-    agent_id: Name
-    machine_id: Name
-    stream: Name = Field(description="a random id of the agent's database; seq counts within it")
-    events: list[Any] = Field(description="at most limits.events of them; see Event")
 
 
 def _moment(text: object) -> object:
@@ -134,3 +136,19 @@ def _read(given: Any) -> Read:
         return _ONE.validate_python(given)
     except ValidationError as error:
         return Problem(Code.INVALID, in_words(error))
+
+
+class _Told:
+    """In the document a list of events; what each really is, is judged one by one."""
+
+    def __get_pydantic_json_schema__(
+        self, _schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return handler(_ALL.core_schema)
+
+
+class Events(FromAgent):
+    agent_id: Name
+    machine_id: Name
+    stream: Name = Field(description="a random id of the agent's database; seq counts within it")
+    events: Annotated[list[Any], _Told()] = Field(description="at most limits.events of them")

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from agent_control_plane.routes import endpoints
 from agent_core.api.wire import AGENT_BODY_LIMIT, USER_BODY_LIMIT
+from tests.agent_control_plane.batch import Teller
 from tests.agent_control_plane.kit import AGENT_TOKEN, USER_TOKEN, House, answer, open_house
 
 # One server for all of them: nothing here needs a clean one.
@@ -387,6 +388,42 @@ async def test_the_document_is_made_of_the_models_that_validate(house: House) ->
             told = document["components"]["schemas"][name]["properties"]
             assert set(told) == set(row.body.model_fields)
         assert operation["security"] == [{name: []} for name in row.schemes]
+
+
+async def test_real_answers_of_the_extensions_are_what_the_document_says(house: House) -> None:
+    models = {row.path: row.answer for row in endpoints(house.plane)}
+    base = "/api/v1/agent/"
+
+    def check(path: str, data: Any) -> None:
+        model = models[base + path]
+        assert model is not None
+        model.model_validate_json(json.dumps(data))
+
+    agent = house.agent()
+    await agent.register(capabilities=["commands"])
+    await house.user.submit()
+    task = await agent.one()
+    await house.user.cancel(task)
+    teller = Teller(agent)
+    code, told = await teller.call(
+        teller.event(task, "start"), teller.passing(task, "progress"), {"kind": "unknown"}
+    )
+    assert (code, len(told["commands"])) == (0, 1)
+    check("events", told)
+    log = await agent.tell(task, "log", stream="stdout", offset=0, data="eA==")
+    check("tasks/{id}/log", log[1])
+    house.clock.jump_wall(10)
+    for path in ("heartbeat", "tasks/claim"):
+        _, told = await agent.call(path, machine_id=agent.machine)
+        check(path, told)
+        assert len(told["commands"]) == (path == "heartbeat")
+
+
+async def test_the_document_shows_what_an_event_is(house: House) -> None:
+    document = (await house.client.get("/openapi.json")).json()
+    shown = document["components"]["schemas"]["Events"]["properties"]["events"]["items"]
+    kinds = {each["$ref"].rsplit("/", 1)[1] for each in shown["oneOf"]}
+    assert {"StartEvent", "RunEvent", "CompleteEvent", "CommandEvent"} <= kinds
 
 
 async def test_real_answers_are_what_the_document_says(house: House) -> None:
