@@ -1,0 +1,184 @@
+"""Whatever comes, ends, fails, is cancelled, preempted or killed: what always holds of the core."""
+
+import asyncio
+import tempfile
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agent_core.hookspecs import hookimpl
+from agent_core.lifecycle import FINAL, Status
+from agent_core.models import Gpu, Inventory, Key, Launch, Reason, Task
+from agent_core.protocols import Execution
+from agent_core.resources import Resources
+from agent_core.testing.executors import HandExecutor, HandRun
+from tests.agent_core.core import Core, task, turns
+
+SLOTS = 3
+MOMENT = 0.007  # seconds in which the core goes on by itself between two steps
+
+
+class Watched(HandExecutor):
+    """Looks at each start, at the moment at which it happens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tasks: dict[Key, Task] = {}  # as they were submitted
+        self.store: Any = None
+        self.wrong: list[str] = []
+        self.began: set[tuple[Key, int]] = set()
+
+    @property
+    def live(self) -> list[HandRun]:
+        return [run for run in self.runs.values() if not run._ended.done()]
+
+    async def _start(self, launch: Launch) -> Execution:
+        await self._look(launch)
+        return await super()._start(launch)
+
+    async def _look(self, launch: Launch) -> None:
+        run = (launch.key, launch.run_no)
+        if run in self.began:
+            self.wrong.append(f"{run} began twice")
+        self.began.add(run)
+        held = [device for each in self.live for device in each.launch.devices]
+        if set(held) & set(launch.devices):
+            self.wrong.append(f"{run} has a device of another")
+        if len(launch.devices) != launch.resources.gpus:
+            self.wrong.append(f"{run} has not what it asked for")
+        if len(self.live) >= SLOTS:
+            self.wrong.append(f"{run} began where no slot was free")
+        for name in self.tasks[launch.key].depends_on if not launch.key.attempt_id else ():
+            other = await self.store.get(Key(name, ""))
+            if other is None or other.status is not Status.COMPLETED:
+                self.wrong.append(f"{run} began before the end of {name} was stored")
+
+
+class Gpus:
+    @hookimpl
+    async def inventory(self) -> Inventory:
+        gpus = tuple(Gpu(index=n, uuid=f"GPU-{n}", name="NVIDIA H100") for n in range(3))
+        return Inventory(cpu_cores=4, memory_total=2**34, gpus=gpus)
+
+
+wishes = st.one_of(
+    st.just(Resources()),
+    st.builds(Resources, gpus=st.integers(1, 3)),
+    st.builds(Resources, cpus=st.sampled_from([1.0, 3.0])),
+)
+picks = st.integers(0, 10**6)
+steps = st.one_of(
+    st.tuples(
+        st.just("submit"),
+        st.fixed_dictionaries(
+            {
+                "priority": st.integers(1, 10),
+                "resources": wishes,
+                "max_retries": st.integers(0, 1),
+                "after": st.lists(picks, max_size=2),
+                "claimed": st.booleans(),
+            }
+        ),
+    ),
+    st.tuples(st.just("end"), st.tuples(picks, st.sampled_from([0, 0, 0, 1]))),
+    st.tuples(st.just("cancel"), picks),
+    st.tuples(st.just("kill"), st.none()),
+)
+
+
+class Stream:
+    """One life after another of a core that is given these steps."""
+
+    def __init__(self, core: Core, executor: Watched) -> None:
+        self.core = core
+        self.executor = executor
+        self.given: list[Task] = []
+
+    async def submit(self, what: dict[str, Any]) -> None:
+        fields = {name: what[name] for name in ("priority", "resources", "max_retries")}
+        name = f"t{len(self.given)}"
+        if what["claimed"]:
+            made = task(name, retry_delay=0.0, created_at=float(len(self.given)), **fields)
+        else:
+            local = [each.id for each in self.given if not each.source]
+            after = {local[pick % len(local)] for pick in what["after"]} if local else set()
+            made = task(name, source="", retry_delay=0.0, depends_on=tuple(sorted(after)), **fields)
+        self.given.append(made)
+        self.executor.tasks[made.key] = made
+        if made.source:
+            await self.core.bring(made)
+        else:
+            await self.core.local.submit(made)
+
+    async def end(self, what: tuple[int, int]) -> None:
+        if live := self.executor.live:
+            live[what[0] % len(live)].end(what[1])
+
+    async def cancel(self, pick: int) -> None:
+        if self.given:
+            key = self.given[pick % len(self.given)].key
+            await self.core.worker.cancel(key, code=1, reason="by Ada")
+
+    async def kill(self, _: None) -> None:
+        self.core = await self.core.again(gpus=Gpus())
+        self.executor.store = self.core.store._store
+        await self.core.start()
+
+    async def drain(self) -> None:
+        """Nothing more comes, and everything that runs ends: everybody has a turn."""
+        async with asyncio.timeout(20):
+            while await self.core.store.tasks(set(Status) - FINAL, limit=1):
+                for run in self.executor.live:
+                    run.end(0)
+                await asyncio.sleep(MOMENT)
+
+    async def check(self) -> None:
+        ends = {each.id: await self.core.get(each) for each in self.given}
+        for name, ended in ends.items():
+            assert ended.outcome
+            assert (ended.outcome.reason is Reason.RELEASED) is False
+            failed = [
+                each for each in ended.depends_on if ends[each].status is not Status.COMPLETED
+            ]
+            if ended.source or ended.status is Status.CANCELLED:
+                continue
+            assert (ended.outcome.reason is Reason.DEPENDENCY) == bool(failed), name
+            assert ended.retry_count <= ended.max_retries
+            assert ended.run_no == max(
+                (no for key, no in self.executor.began if key == ended.key), default=0
+            )
+        assert self.core.bench.machine.free_slots == SLOTS
+        assert len(self.core.bench.machine.free.devices) == 3
+
+
+async def lived(directory: Path, given_steps: list[tuple[str, Any]]) -> None:
+    executor = Watched()
+    core = await Core.open(directory, max_workers=SLOTS, hand=executor, gpus=Gpus())
+    executor.store = core.store._store
+    stream = Stream(await core.start(), executor)
+    try:
+        for name, what in given_steps:
+            step: Awaitable[None] = getattr(stream, name)(what)
+            await step
+            await turns(3)
+            if name != "submit":
+                await asyncio.sleep(MOMENT)
+            assert executor.wrong == []
+        await stream.drain()
+        await stream.core.until_idle()
+        assert executor.wrong == []
+        await stream.check()
+    finally:
+        await stream.core.close()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(steps, max_size=30))
+def test_nothing_runs_twice_holds_what_another_holds_or_begins_too_early_and_all_have_a_turn(
+    given_steps: list[tuple[str, Any]],
+) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        asyncio.run(lived(Path(directory), given_steps))
