@@ -15,7 +15,7 @@ from agent_core_plugins.server_client.reading import read_tasks
 CLAIM_NO = "claim_no"  # fact: the number of the last claim whose tasks were saved
 DRAIN_LIMIT = 30.0  # seconds after an outage in which waiting results go before new work
 MOST = 100  # tasks of one claim, of a server whose renewals are batched
-GATHER = 0.04  # seconds between two claims that only fill up what is had ready
+GATHER = 0.2  # seconds between two claims that only fill up what is had ready: for a second
 QUICK = 1.0  # seconds; an answer without anything that came sooner: this server does not wait
 
 
@@ -152,6 +152,8 @@ class Claimer:
             entries = _entries(each.reply) or []
             given += len(entries)
             full = full and len(entries) >= each.question.limit
+            if entries and each.reply.sent.age(self._clock) > self._contact.lease_sec / LATE:
+                self._leases.overdue()  # the answer dawdled
             tasks += read_tasks(
                 entries,
                 source=self._source,

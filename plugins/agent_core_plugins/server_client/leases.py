@@ -1,6 +1,7 @@
 """Keeping the attempts that this agent holds: renewing their leases, ending what is lost."""
 
 import asyncio
+import math
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -49,6 +50,7 @@ class Leases:
         self._told: set[Key] = set()  # attempts that the agent was told to end
         self._asked: dict[Key, asyncio.Task[None]] = {}  # renewals whose end no round has seen
         self._gate = asyncio.Semaphore(AT_ONCE)
+        self._renewed_at = -math.inf  # boot time; everything then held was renewed since
 
     async def keep(self, agent: AgentHandle, interval: float) -> None:
         """Renew everything held, at once and then at every third of a lease or sooner."""
@@ -79,16 +81,25 @@ class Leases:
         A call that hangs is left to itself after a while, or the other leases would run out.
         """
         ended = self._ended()
+        began = self._clock.boottime()
         jobs = self._jobs(agent, [each.key for each in self._wanted(agent, but=self._asked)])
         if jobs:
             await asyncio.wait(jobs, timeout=self._contact.lease_sec / LATE)
         _raise_first(ended | self._ended())
+        if not self._asked:
+            self._renewed_at = began
+
+    def overdue(self) -> None:
+        """Something may be held whose lease is nearly over, whatever the last round did."""
+        self._renewed_at = -math.inf
 
     async def revive(self, agent: AgentHandle) -> None:
         """Renew what is over, or nearly: a claim lets the server grant it anew, even to us.
 
         Nothing to do while the loop is in time. Raises Unreachable if any of it got no answer.
         """
+        if self._clock.boottime() - self._renewed_at < self._contact.lease_sec / LATE:
+            return  # what came since then has more left than that: see overdue
         late = [each.key for each in self._wanted(agent) if self._late(each)]
         if jobs := self._jobs(agent, late):
             await asyncio.wait(jobs)

@@ -129,6 +129,38 @@ async def test_the_lease_is_what_register_told_else_300_seconds(
     assert lease_sec - 10 < left <= lease_sec
 
 
+async def test_while_renewals_are_in_time_no_claim_looks_at_them(opened: Any) -> None:
+    """There may be hundreds, and twenty claims a second."""
+    clock = TurnedClock()
+    async with opened(clock=clock) as site:
+        site.server.on(CLAIM, answer({"tasks": []}))
+        await clock.until_sleeping(3)
+        looked = []
+        held = site.agent.held
+        site.agent.held = lambda source: looked.append(source) or held(source)
+        await site.client.claim(Demand(slots=1))
+        assert looked == []
+
+
+async def test_an_answer_that_dawdled_is_renewed_before_the_next_claim(opened: Any) -> None:
+    clock = TurnedClock()
+    gate = asyncio.Event()
+    renew = "/api/v1/agent/tasks/*/lease/renew"
+    async with opened(clock=clock, renew_interval=3600) as site:
+        body = answer({"tasks": [task("t1")]}).body
+        site.server.on(CLAIM, Reply(body=body, gate=gate), answer({"tasks": []}))
+        site.server.on(renew, answer({"lease_sec": 300}))
+        await clock.until_sleeping(3)
+        claiming = asyncio.create_task(site.client.claim(Demand(slots=1)))
+        await site.server.wait_for(CLAIM)
+        await clock.advance(250)
+        gate.set()
+        claim = await claiming
+        site.agent.save(claim.tasks, claim.facts)
+        await site.client.claim(Demand(slots=1))
+        assert len(site.server.asked(renew)) == 1
+
+
 async def test_two_claims_are_never_in_flight(opened: Any) -> None:
     gate = asyncio.Event()
     async with opened() as site:
@@ -154,6 +186,7 @@ async def test_what_is_held_under_a_lease_that_is_over_is_renewed_before_more_is
     server.on(renew, Reply(body=answer({}).body, gate=gate))
     async with opened(clock=clock) as site:
         await clock.until_sleeping(3)  # the loops of the plugin: none of them asks before long
+        site.client._leases.overdue()  # its loop has not come to it
         for name, left in (("over", -1), ("nearly", 60), ("fresh", 200)):
             lease = Lease(until=Instant.now(clock).plus(left))
             site.agent.add(
@@ -180,6 +213,7 @@ async def test_nothing_is_claimed_while_a_lease_that_is_over_cannot_be_renewed(
     server.on("/api/v1/agent/tasks/*/lease/renew", Reply(status=502, body=b"<html>"))
     async with opened(clock=clock) as site:
         await clock.until_sleeping(3)
+        site.client._leases.overdue()  # its loop has not come to it
         over = Lease(until=Instant.now(clock).plus(-1))
         site.agent.add(
             Task(id="t1", attempt_id="a", command="x", source="server_client", lease=over)
