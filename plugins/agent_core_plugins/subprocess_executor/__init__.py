@@ -31,7 +31,8 @@ from agent_core import (
 
 from .environment import NAMES, passed_through
 from .execution import STREAMS, SubprocessExecution, Tools
-from .house import House, Known
+from .house import House
+from .known import Known
 from .link import LINE_LIMIT, Line, Link, LinkLost
 from .orphan import Orphan, look_for
 from .silence import attend
@@ -109,16 +110,18 @@ class SubprocessExecutor:
             self.close()
 
     async def _keep_at_hand(self, agent: AgentHandle) -> None:
-        tidied = False
+        tidied, said = False, ""
         while True:
             try:
                 link = await self._house.current()
-                if not tidied:
-                    await self._tidy(agent)
-                    tidied = True
-                await link.closed()
+                tidied = tidied or await self._tidy(agent)
+                said = ""
+                if tidied:
+                    await link.closed()
             except OSError as error:
-                self._context.log.warning("no supervisor at hand", why=str(error))
+                if said != str(error):
+                    self._context.log.warning("no supervisor at hand", why=str(error))
+                said = str(error)
             await self._context.clock.sleep(RECONNECT)
 
     @property
@@ -205,9 +208,10 @@ class SubprocessExecutor:
 
     # --- what is left over
 
-    async def _tidy(self, agent: AgentHandle) -> None:
-        """Let go of what an agent before us had no time to let go of."""
-        await self._house.survey()
+    async def _tidy(self, agent: AgentHandle) -> bool:
+        """Let go of what an agent before us had no time to let go of; False if one is away now."""
+        if await self._house.survey():
+            return False
         ended = self._house.ended()  # first: what begins from now on is not looked at
         kept = os.listdir(self._tools.output)
         wanted = await _unended(agent)
@@ -219,6 +223,7 @@ class SubprocessExecutor:
             if start_id not in wanted and not self._house.knows(start_id):
                 (self._tools.output / name).unlink(missing_ok=True)
         self._house.tidy(wanted)
+        return True
 
 
 async def _unended(agent: AgentHandle) -> dict[str, float]:

@@ -22,7 +22,8 @@ from agent_core import (
 )
 
 from . import kept
-from .house import Away, House, Known
+from .house import House
+from .known import Away, Known
 from .link import Line, LinkLost
 from .orphan import Orphan
 

@@ -6,33 +6,17 @@ import hashlib
 import os
 import secrets
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from agent_core import PluginContext, PluginError, remove
 
-from .link import Line, Link, LinkLost, Strange, connect
+from .known import Away, Known
+from .link import Link, LinkLost, Strange, connect
 from .registry import Registry, ours_alone
 from .spawning import spawn
 from .supervisor import journal
 
+ASK_AGAIN = 10.0  # seconds until one that was there and did not answer is greeted again
 SOCKET_PATH = 107  # bytes that the kernel takes
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Known:
-    """What is known of a start: by a living supervisor, or by a journal that one left behind."""
-
-    place: str  # the directory's name
-    journal_id: str
-    facts: Line | None  # pid, ticks, wall, since; None: only the intent is known
-    link: Link | None = None  # to the living supervisor
-    end: Line | None = None
-    mark: str = ""  # the words that its first signal with words bore
-    never: bool = False
-
-
-class Away(ConnectionError):
-    """A supervisor is there and does not answer now; ask again."""
 
 
 class House:
@@ -49,6 +33,7 @@ class House:
         self._lock = asyncio.Lock()
         self._links: dict[str, Link] = {}  # to the living
         self._dead: dict[str, journal.Book] = {}
+        self._silent: dict[str, float] = {}  # boot time before which it is not greeted again
         self._let_go: dict[str, list[str]] = {}  # forgotten while a link was down
         self._fresh: str | None = None  # has a journal, and no supervisor yet
         self._current: Link | None = None
@@ -140,12 +125,10 @@ class House:
     def living(self) -> list[Link]:
         return [link for link in self._links.values() if not link.lost]
 
-    async def survey(self) -> None:
-        """Know of every directory whether its supervisor lives. Raises Away if one cannot tell."""
+    async def survey(self) -> str:
+        """Know of every directory whether its supervisor lives; the name of one that is away."""
         async with self._lock:
-            away = await self._survey()
-        if away:
-            raise Away(f"the supervisor in {away} does not answer now")
+            return await self._survey()
 
     async def _survey(self) -> str:
         """Connect to those that are not connected; the name of one that is there and is silent."""
@@ -154,13 +137,25 @@ class House:
             link = self._links.get(place)
             if place in self._dead or place == self._fresh or (link and not link.lost):
                 continue
+            if self._context.clock.boottime() < self._silent.get(place, 0.0):
+                away = place
+                continue
             try:
                 await self._meet(place)
             except (LinkLost, TimeoutError, BlockingIOError, Strange) as error:
-                why = str(error) or type(error).__name__
-                self._context.log.warning("a supervisor does not answer", place=place, why=why)
+                self._say_silent(place, str(error) or type(error).__name__)
                 away = place
+            else:
+                if self._silent.pop(place, None) and place in self._links:
+                    self._context.log.info("a supervisor answers again", place=place)
         return away
+
+    def _say_silent(self, place: str, why: str) -> None:
+        """Once; and nobody has to wait for it at each question."""
+        if place not in self._silent:
+            words = "a supervisor does not answer; its runs wait for it, new ones begin elsewhere"
+            self._context.log.warning(words, place=place, why=why)
+        self._silent[place] = self._context.clock.boottime() + ASK_AGAIN
 
     async def _meet(self, place: str) -> None:
         """Connect to the supervisor of a directory, or book it as dead."""
@@ -218,7 +213,7 @@ class House:
 
     async def find(self, start_id: str) -> Known | None:
         """What is known of a start; None if nobody knows of it. Raises Away."""
-        await self.survey()
+        away = await self.survey()
         for link in self._links.values():
             if start_id in link.unanswered and not link.lost:
                 raise Away("the supervisor has not answered yet whether it began")
@@ -235,6 +230,8 @@ class House:
                     mark=record.mark,
                     never=record.never is not None,
                 )
+        if away:
+            raise Away(f"the supervisor in {away} does not answer now")
         return None
 
     def known(self, link: Link, start_id: str) -> Known:

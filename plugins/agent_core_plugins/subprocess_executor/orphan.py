@@ -75,7 +75,8 @@ class Orphan:
 
     @staticmethod
     def _send(processes: set[tree.Process], signum: int) -> None:
-        for one in processes:
+        """The eldest first: a main process must not end well because it saw a child killed."""
+        for one in sorted(processes, key=lambda one: (one.ticks, one.pid)):
             tree.send(one, signum)
 
     async def _main_gone(self) -> None:

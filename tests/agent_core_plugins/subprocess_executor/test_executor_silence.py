@@ -10,11 +10,12 @@ from typing import Any, cast
 import pytest
 import structlog
 
-from agent_core import AgentHandle, Execution
+from agent_core import AgentHandle, Execution, Instant
 from agent_core.testing.clock import TurnedClock
 from agent_core.testing.executor import appears, begin, end, make_launch
 from agent_core_plugins.subprocess_executor import SubprocessExecutor
-from agent_core_plugins.subprocess_executor.silence import LOOK
+from agent_core_plugins.subprocess_executor.house import ASK_AGAIN
+from agent_core_plugins.subprocess_executor.silence import LOOK, attend
 from tests.agent_core_plugins.subprocess_executor.conftest import supervisors
 
 Make = Callable[..., SubprocessExecutor]
@@ -46,6 +47,17 @@ class Bench:
             while self.executor.supervisor_pid == pid:
                 await self.look()
                 await asyncio.sleep(0.01)
+
+    async def until_silent_without_watch(self, pid: int) -> None:
+        """As `until_silent`, of an executor that is not served."""
+        watching = asyncio.create_task(
+            attend(self.executor._house, self.clock, structlog.get_logger())
+        )
+        try:
+            await self.until_silent(pid)
+        finally:
+            watching.cancel()
+            await asyncio.wait({watching})
 
 
 class Records:
@@ -145,3 +157,42 @@ async def test_a_signal_that_waits_for_its_answer_is_sent_by_the_agent_itself(
     os.kill(stopped, signal.SIGCONT)
     await first.signal(signal.SIGKILL)
     await asyncio.wait_for(end(first), 20)
+
+
+async def test_an_agent_that_finds_one_silent_waits_for_it_alone_and_says_so_once(
+    make: Make, tmp_path: Path, runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two supervisors, one of them stopped: the other's runs are found, and new ones begin."""
+    monkeypatch.setattr("agent_core_plugins.subprocess_executor.link.HELLO_TIMEOUT", 0.1)
+    clock = TurnedClock()
+    first = make(clock=clock)
+    now = Instant.now(clock)
+    launches = [make_launch(tmp_path, "/bin/sh", "-c", WAITS, stored_at=now) for _ in range(2)]
+    for launch in launches:
+        os.mkfifo(Path(launch.scratch) / "go")
+    await begin(first, launches[0])
+    stopped = first.supervisor_pid
+    assert stopped is not None
+    await Bench(first, clock, runtime).until_silent_without_watch(stopped)
+    await begin(first, launches[1])
+    first.close()
+    second = make(clock=clock)
+    with structlog.testing.capture_logs() as said:
+        for _ in range(3):
+            with pytest.raises(ConnectionError):
+                await second.reattach(launches[0], True)
+        other = await second.reattach(launches[1], True)
+        assert isinstance(other, Execution)
+        new = await begin(second, make_launch(tmp_path, "/bin/true"))
+        assert (await end(new)).success
+        await go(Path(launches[1].scratch))
+        assert (await end(other)).exit_code == 5
+        os.kill(stopped, signal.SIGCONT)
+        await clock.advance(ASK_AGAIN)
+        found = await second.reattach(launches[0], True)
+    assert isinstance(found, Execution)
+    await go(Path(launches[0].scratch))
+    assert (await end(found)).exit_code == 5
+    events = [line["event"] for line in said]
+    assert sum("does not answer" in event for event in events) == 1
+    assert sum("answers again" in event for event in events) == 1
