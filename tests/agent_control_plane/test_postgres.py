@@ -102,7 +102,7 @@ async def test_a_deadlock_is_resolved_and_both_are_done(database: Database, plac
         return work
 
     await asyncio.gather(database.write(change(1, 2)), database.write(change(2, 1)))
-    assert meeting.tries == 3
+    assert meeting.tries >= 3  # whoever was chosen as the victim began anew
     changed = [sorted(data.lstrip("x")) for [data] in place.query("SELECT data FROM kept")]
     assert changed == [["1", "2"], ["1", "2"]]
 
