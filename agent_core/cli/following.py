@@ -57,6 +57,7 @@ class Follower:
         self._shown = self._beginning(offsets or {})
         self._sleep = sleep
         self._waiting: set[str] = set()  # who has lost the control plane
+        self._answered = 0.0  # the last time that the control plane did, by the monotonic clock
         self._quiet = False  # the run was over before the last empty answer
         self._there_since: float | None = None  # the run is known to be on record
         self._patience = Patience(
@@ -135,11 +136,12 @@ class Follower:
 
     def _take(self, said: Said) -> None:
         if said.lost is not None:
-            self._lost(said.stream, said.lost)
+            if said.at > self._answered:  # else somebody has had an answer since
+                self._lost(said.stream, said.lost)
             return
         self._found(said.stream)
         if said.refused is not None:
-            self._shown[said.stream].over = self._judge(said.refused, said.asked)
+            self._shown[said.stream].over = self._judge(said.refused, said.at)
         elif said.piece is not None:
             self._show(said.stream, said.piece)
 
@@ -216,6 +218,7 @@ class Follower:
         self._waiting.add(who)
 
     def _found(self, who: str) -> None:
+        self._answered = time.monotonic()
         if who in self._waiting:
             self._waiting.remove(who)
             if not self._waiting:

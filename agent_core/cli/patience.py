@@ -8,7 +8,7 @@ from agent_core.errors import Refused, Unreachable
 
 T = TypeVar("T")
 FIRST_PAUSE: Final = 0.2  # seconds between two tries, growing
-LAST_PAUSE: Final = 5.0
+LAST_PAUSE: Final = 2.0
 LONGEST_ASKED_FOR: Final = 30.0  # seconds; a Retry-After may name more
 
 

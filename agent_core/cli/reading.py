@@ -31,7 +31,7 @@ class Said:
     piece: "Log | None" = None
     lost: Exception | None = None  # no answer; it is asked again
     refused: Exception | None = None  # asked again only if the run may be there later
-    asked: float = 0.0  # when, by the monotonic clock
+    at: float = 0.0  # when it was lost, or asked what was refused, by the monotonic clock
 
 
 class _Stopped(Exception):
@@ -78,7 +78,7 @@ class Reading:
 
     def _pieces(self, stream: str, offset: int) -> None:
         patience = Patience(
-            away=lambda error: self._put(Said(stream=stream, lost=error)),
+            away=lambda error: self._put(Said(stream=stream, lost=error, at=time.monotonic())),
             back=lambda: None,
             sleep=self._sleep,
         )
@@ -94,7 +94,7 @@ class Reading:
             except Refused as error:
                 if error.business_code != Code.INVALID:
                     raise
-                self._put(Said(stream=stream, refused=error, asked=began))  # no such run yet?
+                self._put(Said(stream=stream, refused=error, at=began))  # no such run yet?
                 self._sleep(LAST_PAUSE)
                 continue
             self._put(Said(stream=stream, piece=piece))

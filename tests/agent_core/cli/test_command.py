@@ -121,6 +121,22 @@ async def test_completion_scripts_call_us_back(remotegpu: Remotegpu, shell: str)
     assert "_REMOTEGPU_COMPLETE" in done.out
 
 
+def test_a_real_bash_completes_by_the_script(tmp_path: Path) -> None:
+    program = tmp_path / "remotegpu"
+    program.write_text(f'#!/bin/sh\nexec {" ".join(COMMAND)} "$@"\n')
+    program.chmod(0o755)
+    lines = (
+        'eval "$(remotegpu completion bash)"; COMP_WORDS=(remotegpu submit --gpu-); COMP_CWORD=2; '
+        '_remotegpu_completion remotegpu; echo "${COMPREPLY[@]}"; complete -p remotegpu'
+    )
+    done = subprocess.run(
+        ["bash", "-c", lines], capture_output=True, text=True, check=False,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert (done.stdout.splitlines()[0], done.stderr) == ("--gpu-memory", "")
+    assert "_remotegpu_completion remotegpu" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [("remotegpu ta", {"tasks", "task"}), ("remotegpu tasks --sta", {"--status"}),
