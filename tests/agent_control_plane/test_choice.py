@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import insert
 
-from agent_control_plane import needs
+from agent_control_plane import choice, needs
 from agent_control_plane.needs import Offer
 from agent_control_plane.tables import tasks
 from agent_core.resources import Device, Free, Resources
@@ -105,6 +105,28 @@ async def test_needs_that_no_index_could_hold_are_refused(house: House) -> None:
     code, data = await house.user.call("POST", json={"command": "x", "labels": labels})
     assert code == 30005
     assert "1500 bytes" in data["message"]
+
+
+async def test_more_different_needs_than_a_claim_can_look_at_are_put_off(house: House) -> None:
+    like = await house.user.submit(labels={"job": "0"})
+
+    def many(connection: Any) -> None:
+        row = dict(
+            connection.execute(tasks.select().where(tasks.c.id == like["id"])).mappings().one()
+        )
+        del row["seq"]
+        rows = [{**row, "id": f"t{n}", "needs": f"n{n}"} for n in range(choice.MOST_LINES - 1)]
+        connection.execute(insert(tasks), rows)
+
+    await house.plane.db.write(many)
+    code, data = await house.user.call("POST", json={"command": "x", "labels": {"job": "1"}})
+    assert code == 30013
+    assert "different combinations" in data["message"]
+    await house.user.submit(labels={"job": "0"})  # needs that wait already
+    await house.user.submit()
+    await house.user.submit(machine_id="m", labels={"job": "1"})  # another machine's lines
+    await house.user.cancel(like)
+    await house.user.submit(labels={"job": "0"})
 
 
 # --- what fits

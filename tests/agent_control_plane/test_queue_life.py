@@ -43,6 +43,7 @@ ENGINE = create_engine("sqlite://", poolclass=StaticPool)
 metadata.create_all(ENGINE)
 seconds = st.sampled_from([0.0, 1.0, 200.0, 300.0, 900.0, 2000.0])
 some = st.integers(min_value=0, max_value=10**6)
+rarely = st.sampled_from([False] * 4 + [True])
 
 
 class QueueLife(RuleBasedStateMachine):
@@ -87,19 +88,29 @@ class QueueLife(RuleBasedStateMachine):
     # What users do
 
     @rule(
-        kind=st.sampled_from(KINDS),
-        priority=st.integers(1, 3),
-        on=st.lists(some, max_size=3),
-        number=some,
-    )
-    def submit(self, kind: dict[str, Any], priority: int, on: list[int], number: int) -> None:
-        known = list(self.rows())
-        named = sorted({self.pick(each, known) for each in on} if known else ())
-        body = Description(
-            id=f"t{next(self.numbers)}", command="x", priority=priority, depends_on=named, **kind
+        made=st.lists(
+            st.tuples(
+                st.sampled_from(KINDS), st.integers(1, 3), st.lists(some, max_size=2), rarely
+            ),
+            min_size=1,
+            max_size=6,
         )
-        self.do(tasks.submit, body, self.now, TERMS, self.gauge)
+    )
+    def submit(self, made: list[tuple[dict[str, Any], int, list[int], bool]]) -> None:
+        for kind, priority, on, alone in made:
+            rows = self.rows()
+            known = [each for each, row in rows.items() if State(row.status) not in FINAL]
+            known = list(rows) if alone else known  # mostly what has not ended
+            body = Description(
+                id=f"t{next(self.numbers)}",
+                command="x",
+                priority=priority,
+                depends_on=sorted({self.pick(each, known) for each in on} if known else ()),
+                **kind,
+            )
+            self.do(tasks.submit, body, self.now, TERMS, self.gauge)
 
+    @precondition(lambda self: self.rows())
     @rule(number=some, on=st.lists(some, min_size=1, max_size=2))
     def describe(self, number: int, on: list[int]) -> None:
         rows = self.rows()
@@ -128,10 +139,11 @@ class QueueLife(RuleBasedStateMachine):
             left += more
         return found
 
-    @rule(number=some)
-    def cancel(self, number: int) -> None:
+    @precondition(lambda self: self.rows())
+    @rule(number=some, sure=st.booleans())
+    def cancel(self, number: int, sure: bool) -> None:
         task_id = self.pick(number, self.rows())
-        if task_id is None:
+        if not sure:
             return
         was = State(self.rows()[task_id].status)
         try:
@@ -139,10 +151,11 @@ class QueueLife(RuleBasedStateMachine):
         except Problem:
             assert was in FINAL
 
-    @rule(number=some)
-    def remove(self, number: int) -> None:
+    @precondition(lambda self: self.rows())
+    @rule(number=some, sure=rarely)
+    def remove(self, number: int, sure: bool) -> None:
         task_id = self.pick(number, self.rows())
-        if task_id is None:
+        if not sure:
             return
         waited_for = self.do(dependencies.waiting_for, task_id)
         held = State(self.rows()[task_id].status) in HELD
@@ -158,7 +171,11 @@ class QueueLife(RuleBasedStateMachine):
 
     # What agents do
 
-    @rule(agent=st.integers(0, len(MACHINES) - 1), limit=st.integers(0, 5), urgent=some)
+    @rule(
+        agent=st.integers(0, len(MACHINES) - 1),
+        limit=st.sampled_from([0, 1, 2, 10, 10]),
+        urgent=some,
+    )
     def claim(self, agent: int, limit: int, urgent: int) -> None:
         before = self.rows()
         free = self.free(agent)
@@ -263,7 +280,10 @@ class QueueLife(RuleBasedStateMachine):
                     assert mine < (other.priority, other.created_at, other.seq)
 
     @precondition(lambda self: self.held)
-    @rule(number=some, verb=st.sampled_from(["start", "renew", "release", "ok", "bad", "gone"]))
+    @rule(
+        number=some,
+        verb=st.sampled_from(["start", "renew", "release", "ok", "ok", "ok", "bad", "gone"]),
+    )
     def tell(self, number: int, verb: str) -> None:
         attempt_id = self.pick(number, self.held)
         task = self.held[attempt_id]

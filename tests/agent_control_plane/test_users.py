@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.agent_control_plane.kit import House, answer, open_house
+from tests.agent_control_plane.kit import House, Place, answer, open_house
 
 DAY = 86400.0
 
@@ -66,6 +66,24 @@ async def test_a_key_is_forgotten_after_a_day(house: House) -> None:
     assert (await house.user.submit("a", key="k"))["id"] == first["id"]
     house.clock.jump_wall(1)
     assert (await house.user.submit("b", key="k"))["id"] != first["id"]
+
+
+async def test_a_key_outlives_its_server(place: Place) -> None:
+    async with open_house(place) as house:
+        first = await house.user.submit("a", key="k", labels={"site": "b"})
+        held = await house.user.submit("b")
+        await house.user.cancel(held)
+        retried = await house.user.raw("POST", f"/{held['id']}/retry", key="r")
+    async with open_house(place) as house:
+        assert await house.user.submit("a", key="k", labels={"site": "b"}) == first
+        again = await house.user.raw("POST", f"/{held['id']}/retry", key="r")
+        assert (again.status_code, again.json()) == (201, retried.json())
+        # Each of key, method, path and body makes another request.
+        code, _ = await house.user.call("POST", key="k", json={"command": "a"})
+        assert code == 30014
+        assert (await house.user.call("POST", f"/{first['id']}/retry", key="k"))[0] == 30014
+        _, page = await house.user.call("GET")
+        assert len(page["tasks"]) == 3
 
 
 async def test_a_refusal_is_an_answer_of_its_key_too(house: House) -> None:
