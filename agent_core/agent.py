@@ -96,7 +96,7 @@ class Agent:
             machine=Machine(self._section.max_workers, self._section.labels, self._clock),
             runs_dir=state.path / "runs",
         )
-        worker = Worker(bench, store, hooks.schedule())
+        worker = Worker(bench, store, hooks.schedule(), ahead=self._section.arm_ahead)
         survey = Survey(hooks, bench.machine, self._clock, worker.machine_changed)
         handle = Handle(
             agent_id=state.agent_id,

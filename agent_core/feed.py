@@ -21,22 +21,31 @@ class Feed:
         self._clock = clock
         self._log = get("worker")
         self._more = True  # the store may have waiting tasks that memory has not
+        self._many = False  # because the last look into it found more than there was space for
         self._next_due: float | None = None  # wall
+        self.earlier = False  # `until_due` is less than when it was asked
 
     def look_again(self) -> None:
         """The store has a task that memory has not."""
-        self._more = True
+        self._more, self._many = True, False
 
     def look_at(self, due: float | None) -> None:
         """The store has a task whose time comes then (wall)."""
         if due is not None and due < NEVER and (self._next_due is None or due < self._next_due):
             self._next_due = due
+            self.earlier = True
 
     def until_due(self) -> float | None:
         """Seconds until `take` may have something; None: not before somebody says so."""
+        self.earlier = False
         if self._next_due is None:
             return None
         return min(max(self._next_due - self._clock.wall(), SHORTEST), LOOK_AGAIN)
+
+    def has_more(self, many: bool) -> bool:
+        """Whether `take` may have something; of many in a row only if there is space for many."""
+        due = self._next_due is not None and self._next_due <= self._clock.wall()
+        return due or (self._more and (many or not self._many))
 
     async def take(self, space: int, known: Collection[Key]) -> list[Task]:
         """At most `space` tasks whose time has come and that are not `known`, most urgent first."""
@@ -55,5 +64,6 @@ class Feed:
             self._more = True
             self.look_at(now + LOOK_AGAIN)
             return []
-        self._more = self._more or len(tasks) == space
+        if len(tasks) == space and not self._more:
+            self._more = self._many = True
         return tasks

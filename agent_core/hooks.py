@@ -62,6 +62,7 @@ class Caller:
         self._log = get("hooks")
         specified = [name for name in vars(Hooks) if not name.startswith("_")]
         self._asked = {name: self._implementations(manager, name) for name in specified}
+        self._finding = {name for name, _ in self._asked["reattach"]}
         if not self._asked["validate"]:
             raise PluginError(
                 "no enabled plugin validates tasks, so nothing could ever run; "
@@ -196,12 +197,16 @@ class Caller:
         _check_handle(start.plugin, execution)
         return execution
 
+    def finds_again(self, plugin: str) -> bool:
+        """Whether this executor can tell, after a restart, what became of a start."""
+        return plugin in self._finding
+
     async def reattach(
         self, plugin: str, launch: Launch, *, running: bool
     ) -> Execution | NeverStarted | Lost:
         """Ask the executor that took the start. One without this hook has lost it."""
         took = {name for name, _ in self._asked["execute"]}
-        if plugin in took and plugin not in dict(self._asked["reattach"]):
+        if plugin in took and plugin not in self._finding:
             return Lost(reason=f"the executor {plugin} cannot find runs again")
         function = self._of("reattach", plugin)
         async with asyncio.timeout(self._limits.reattach):

@@ -132,7 +132,9 @@ class Runner:
         if self._devices != self.task.devices:
             changes["devices"] = self._devices
         try:
-            if self._called.done():
+            if self._turn and not self._bench.hooks.finds_again(start.plugin):
+                await self._turn  # after a crash nobody would know that it never began
+            if self._called.done() or self._disarmed:
                 return
             await self._course.make(Move.ASSIGN, start_id=launch.start_id, **changes)
             if await self._has_room(launch):

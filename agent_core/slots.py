@@ -1,7 +1,7 @@
 """The slots of this agent and the runner in each, driven in the background."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence, Set
 from typing import Any
 
 from agent_core import recovery
@@ -37,6 +37,7 @@ class Slots:
         self._freed = freed
         self._ended = ended
         self._runners: dict[Key, Runner] = {}
+        self._armed: set[Key] = set()  # whose start is stored, or soon, and that have no slot
         self._background: set[asyncio.Task[None]] = set()
         self._log = get("worker")
 
@@ -46,8 +47,13 @@ class Slots:
 
     @property
     def tasks(self) -> list[Task]:
-        """What runs, each as it stands now."""
-        return [runner.task for runner in self._runners.values()]
+        """What runs, or ran and is not stored so yet, each as it stands now."""
+        return [each.task for key, each in self._runners.items() if key not in self._armed]
+
+    @property
+    def armed(self) -> Set[Key]:
+        """Those whose start is stored ahead of their slot."""
+        return self._armed
 
     @property
     def keys(self) -> set[Key]:
@@ -64,9 +70,24 @@ class Slots:
     def start(self, task: Task, wished: Sequence[str] = ()) -> bool:
         """Give it a slot and the devices that it asks for. False if it does not fit by now."""
         devices = self.machine.take(task, wished)
-        if devices is not None:
+        if devices is None:
+            return False
+        if task.key in self._armed:
+            self._armed.discard(task.key)
+            self._runners[task.key].go()
+        else:
             self._drive_on(task, devices)
-        return devices is not None
+        return True
+
+    def arm(self, task: Task) -> None:
+        """Have its start stored; it begins as soon as it is given a slot."""
+        self._armed.add(task.key)
+        self._drive_on(task, (), armed=True)
+
+    def disarm(self, key: Key) -> None:
+        """It gives its start back; `ended` tells when it waits again."""
+        self._armed.discard(key)
+        self._runners[key].disarm()
 
     def resume(self, task: Task) -> None:
         """It has a start already: it keeps its slot and its devices, whatever else is taken."""
@@ -78,7 +99,7 @@ class Slots:
         self._runners[key].stop(stop)
         self.machine.ending(key)
 
-    def _drive_on(self, task: Task, devices: Sequence[str]) -> None:
+    def _drive_on(self, task: Task, devices: Sequence[str], *, armed: bool = False) -> None:
         key = task.key
         runner = Runner(
             self._bench,
@@ -86,6 +107,7 @@ class Slots:
             devices,
             freed=lambda: self._free(key),
             ending=lambda: self.machine.ending(key),
+            armed=armed,
         )
         self._runners[key] = runner
         self.in_background(self._drive(runner), f"runner {task.id}")
@@ -112,12 +134,18 @@ class Slots:
                 self._log.warning("somebody else was first; reading the task again", why=str(error))
                 task = await recovery.reread(self._bench, self._store, key)
         self._runners.pop(key, None)
+        self._armed.discard(key)
         self._free(key)
         self._ended(key, task)
 
     def _driven(self, job: asyncio.Task[None]) -> None:
         self._background.discard(job)
-        if not job.cancelled() and (error := job.exception()) and not self.failed.done():
+        if not job.cancelled() and (error := job.exception()):
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """Nobody can go on: the agent ends by it."""
+        if not self.failed.done():
             self.failed.set_exception(error)
 
     async def leave(self) -> None:

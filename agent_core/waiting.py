@@ -9,6 +9,7 @@ from agent_core.protocols import Scheduler
 from agent_core.resources import Free
 
 WINDOW = 1000  # tasks that wait in memory for their turn; the rest waits in the store
+REFILL = 50  # of them may begin before more are brought in, where the store has many
 ASIDE = 10 * WINDOW  # at most those and the ones set aside together
 
 
@@ -96,10 +97,21 @@ class Waiting:
         self.add(task)
         return True
 
+    @property
+    def wants_more(self) -> bool:
+        """The store may have something that there is space for here."""
+        space = self._space
+        return space > 0 and self.feed.has_more(space >= REFILL)
+
+    @property
+    def _space(self) -> int:
+        return min(WINDOW - len(self._in_line), ASIDE - len(self))
+
     async def bring_in(self, running: set[Key]) -> list[Task]:
         """Let tasks of the store whose time has come wait here, and return them."""
-        space = min(WINDOW - len(self._in_line), ASIDE - len(self))
-        found = await self.feed.take(space, self.keys | running)
+        if not self.feed.has_more(True):
+            return []
+        found = await self.feed.take(self._space, self.keys | running)
         for task in found:
             self.add(task)
         return found

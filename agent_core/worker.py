@@ -18,6 +18,7 @@ from agent_core.models import Key, Lease, Outcome, Reason, Task
 from agent_core.protocols import Held, Scheduler, Store
 from agent_core.runner import Runner
 from agent_core.slots import Slots
+from agent_core.turns import Turns
 from agent_core.waiting import WINDOW, Aside, Waiting
 from agent_core.workbench import Workbench, consider
 
@@ -25,7 +26,10 @@ from agent_core.workbench import Workbench, consider
 class Worker:
     """Brings together what waits and the slots. The store knows the truth."""
 
-    def __init__(self, bench: Workbench, store: Store, scheduler: Scheduler) -> None:
+    def __init__(
+        self, bench: Workbench, store: Store, scheduler: Scheduler, *, ahead: int = 0
+    ) -> None:
+        """`ahead`: starts that are stored before a slot is free for them."""
         self.waiting = Waiting(scheduler, Feed(store, bench.clock), bench.machine.could_run)
         self.slots = Slots(bench, store, bench.machine, self._freed, self._ended)
         self.demands = Demands(bench.machine, self.waiting, bench.clock)
@@ -34,10 +38,13 @@ class Worker:
             bench.clock,
             Ends(met=self._due, failed=self._refuse, backoff=bench.backoff),
         )
+        self._turns = Turns(bench, self.waiting, self.slots, ahead)
+        self._turning: asyncio.Handle | None = None
         self._bench = bench
         self._store = store
         self._held: dict[Key, Task] = {}  # every task in memory that is not final
-        self._wake = asyncio.Event()
+        self._wake = asyncio.Event()  # the store may have something for us
+        self._runs = False  # nobody begins before everything is known
         self._leaving = False
         self._log = get("worker")
 
@@ -95,7 +102,7 @@ class Worker:
                 self._log.error("a refusal cannot be saved now", task=task.id, why=str(error))
             if task.key in self._held:  # as it is by now: it may have begun, or been cancelled
                 self._again(self._held[task.key])
-        self._wake.set()
+        self._turn()
 
     async def cancel(self, key: Key, *, code: int, reason: str) -> bool:
         """End a task wherever it stands. False if it is final, unknown, or left to run on."""
@@ -103,6 +110,7 @@ class Worker:
         task = self._held.get(key) or await self._store.get(key)
         while task and task.status not in FINAL:
             if self.slots.runner(key):
+                self.waiting.remove(key)  # where it was armed
                 self.slots.stop(key, stop)
                 return True
             if self._leaving and task.status is not Status.PENDING:
@@ -124,7 +132,7 @@ class Worker:
         if lease.stop_after is not None:
             self.slots.in_background(self._bench.leases.save(self._store, task), f"lease {task.id}")
         if self.waiting.unpark(self._held[key]):
-            self._wake.set()
+            self._turn()
 
     def machine_changed(self) -> None:
         """It has other devices than before: who could not run may now, and the other way round."""
@@ -137,16 +145,17 @@ class Worker:
             if task.source and not task.run_no:
                 work = self._release(task, "this machine lacks by now what it asks for")
                 self.slots.in_background(work, f"release {task.id}")
-        self._wake.set()
+        self._turn()
 
     # --- the loop
 
     async def run(self) -> None:
-        """Start what may start, whenever something has changed. Ends only by an error."""
+        """Bring in what waits in the store when its time has come. Ends only by an error."""
+        self._runs = True
         while True:
             self._wake.clear()
             await self._take_in()
-            self._fill()
+            self._take_turns()
             wake = asyncio.ensure_future(self._wake.wait())
             events: set[asyncio.Future[Any]] = {wake, self.slots.failed}
             try:
@@ -167,42 +176,26 @@ class Worker:
         for task in await self.waiting.bring_in(self.slots.keys):
             self._held.setdefault(task.key, task)
 
-    def _fill(self) -> None:
-        """Give every free slot a task, if there is one that may begin."""
-        machine = self._bench.machine
-        while self.waiting.in_line and not self._leaving:
-            free = machine.free
-            plan = self.waiting.plan(machine.running, free)
-            if free.slots == 0:
-                self._make_room(plan.preempt)
-            chosen = plan.start[: free.slots]
-            if not chosen:
-                break
-            for each in chosen:
-                task = self._held[each.key]
-                if self._bench.leases.over(task):
-                    self._log.info("its lease is over, waiting for a renewal", task=task.id)
-                    self.waiting.park(task, Aside.LEASE)
-                elif attempts.one_runs(task, self.slots.tasks):
-                    self._log.info("an older attempt at it is still here", task=task.id)
-                    self.waiting.park(task, Aside.OLDER)
-                elif self.slots.start(task, plan.devices.get(task.key, ())):
-                    self.waiting.remove(task.key)
-                else:  # this scheduler does not look at what is free: it must not be asked for ever
-                    self.waiting.park(task, Aside.ROOM)
-        self._look()
+    def _turn(self) -> None:
+        """Something has changed: see to it when everything else that is ready was done."""
+        if self._turning is None and self._runs:
+            self._turning = asyncio.get_running_loop().call_soon(self._take_turns)
+
+    def _take_turns(self) -> None:
+        self._turning = None
+        try:
+            if not self._leaving:
+                self._turns.take(self._held)
+            self._look()
+        except Exception as error:  # a scheduler's, most likely: the agent ends by it
+            self.slots.fail(error)
+        if self.waiting.wants_more or self.waiting.feed.earlier:
+            self._wake.set()
 
     def _look(self) -> None:
         """Let the sources know if this agent could take other work than they know."""
         self.demands.closed = self._leaving or len(self._held) >= WINDOW
         self.demands.look()
-
-    def _make_room(self, keys: Sequence[Key]) -> None:
-        """End runs for something more urgent: they wait again, and run when a slot is free."""
-        for key in keys:
-            if runner := self.slots.runner(key):
-                self._log.info("makes room for something more urgent", task=runner.task.id)
-                self.slots.stop(key, endings.preempted())
 
     def _resume(self, task: Task) -> None:
         self._held[task.key] = task
@@ -213,7 +206,7 @@ class Worker:
         self.demands.ended()
         for aside in self.waiting.parked(Aside.ROOM):
             self.waiting.unpark(aside)
-        self._wake.set()
+        self._turn()
 
     def _ended(self, key: Key, task: Task | None) -> None:
         """All of its run is stored. None: the store does not know it any more."""
@@ -225,10 +218,11 @@ class Worker:
         else:
             self._held[key] = task
             self._again(task)
-        self._wake.set()
+        self._turn()
 
     def _forget(self, key: Key, ended: Task | None) -> None:
         """Its end is committed, or nothing is known of it."""
+        self.waiting.remove(key)  # where it was armed
         self._held.pop(key, None)
         self._bench.leases.drop(key)
         if ended is not None and not ended.source:
@@ -240,7 +234,7 @@ class Worker:
         if not self._leaving:
             self._held[task.key] = task
             self._again(task)
-            self._wake.set()
+            self._turn()
 
     async def _refuse(self, task: Task, outcome: Outcome) -> None:
         await self._end(task, Move.REFUSE, outcome)
@@ -268,7 +262,7 @@ class Worker:
             ended = await self._bench.moves.make(task, move, outcome=outcome)
         except StoreError:
             self.waiting.feed.look_again()  # it is still pending there: take it up again
-            self._wake.set()
+            self._turn()
             raise
         self._forget(task.key, ended)
         self._look()
@@ -278,7 +272,7 @@ class Worker:
     async def leave(self) -> None:
         """Start nothing more; returns when every run has been left alone or brought to its end."""
         self._close()
-        self._wake.set()
+        self._turn()
         await self.slots.leave()
 
     async def _release(self, task: Task, why: str) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ from agent_core.worker import Worker
 from agent_core_plugins.priority_scheduler import PriorityScheduler, PrioritySchedulerSettings
 from agent_core_plugins.sqlite_store import SqliteStore, SqliteStoreSettings
 
+AHEAD = int(os.environ.get("AHEAD", "0"))
 PATIENCE = 20.0  # seconds after which something counts as never happening
 
 
@@ -170,7 +172,9 @@ class Core:
         max_workers: int,
         plugins: dict[str, Any],
         labels: Mapping[str, str] | None = None,
+        ahead: int = 0,
     ) -> None:
+        self.ahead = ahead
         self.said = io.StringIO()  # what the agent logs
         log.configure(LogSection(), self.said)
         self.directory = directory
@@ -197,7 +201,7 @@ class Core:
             backoff=quick,
         )
         self.scheduler: Scheduler = self.hooks.schedule()
-        self.worker = Worker(self.bench, store, self.scheduler)
+        self.worker = Worker(self.bench, store, self.scheduler, ahead=ahead)
         self.survey = Survey(self.hooks, self.bench.machine, clock, self.worker.machine_changed)
         self.local = Local(store, self.worker, clock)
         self.loop: asyncio.Task[None] | None = None
@@ -214,12 +218,13 @@ class Core:
         clock: Clock | None = None,
         max_workers: int = 2,
         labels: Mapping[str, str] | None = None,
+        ahead: int = AHEAD,
         **plugins: Any,
     ) -> "Core":
         clock = clock or SystemClock()
         plugin = SqliteStore(SqliteStoreSettings(), context(directory, clock))
         store = Troubled(await plugin.store())
-        return cls(directory, store, clock, max_workers, plugins, labels)
+        return cls(directory, store, clock, max_workers, plugins, labels, ahead)
 
     async def again(self, **plugins: Any) -> "Core":
         """The next life: this one is killed, the store and the executor's runs stay."""
@@ -229,7 +234,7 @@ class Core:
         await self.store._store.set_fact("life", "over")
         fresh = Troubled(self.store._store)
         plugins["hand"] = self.executor
-        return Core(self.directory, fresh, self.clock, self.max_workers, plugins)
+        return Core(self.directory, fresh, self.clock, self.max_workers, plugins, ahead=self.ahead)
 
     def run(self) -> "asyncio.Task[None]":
         self.loop = asyncio.create_task(self.worker.run(), name="worker")
