@@ -108,8 +108,12 @@ def back_up(path: Path, version: int) -> Path:
     now = time.strftime("%Y%m%dT%H%M%S")
     copy = path.with_name(f"{path.name}.tables-{version}-{now}")
     os.close(os.open(copy, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600))
-    with contextlib.closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT)) as connection:
-        connection.execute("VACUUM INTO ?", [str(copy)])
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT)) as connection:
+            connection.execute("VACUUM INTO ?", [str(copy)])
+    except BaseException:
+        copy.unlink()  # a part of it helps nobody, and may be what fills the disk
+        raise
     return copy
 
 

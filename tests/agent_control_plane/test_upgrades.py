@@ -19,6 +19,7 @@ from agent_control_plane.db import Database
 from agent_control_plane.postgres_start import with_driver
 from agent_core.errors import StoreUnusable
 from tests.agent_control_plane.kit import House, Place, open_house
+from tests.agent_control_plane.test_sqlite import files_no_larger_than
 from tests.postgres import Cluster
 
 OLD = (Path(__file__).parent / "tables_1.sql").read_text()
@@ -159,6 +160,41 @@ async def test_a_file_is_backed_up_before_it_is_brought_up_to_date(tmp_path: Pat
             rows = f"SELECT * FROM {table} ORDER BY 1, 2"
             assert copy.execute(rows).fetchall() == old.execute(rows).fetchall()
     assert place.query("PRAGMA user_version") == [(int(schema.HEAD),)]
+
+
+async def test_without_room_for_the_backup_nothing_is_changed(tmp_path: Path) -> None:
+    place = Place.file(tmp_path / "server.db")
+    fill(place)
+    with files_no_larger_than(20_000), pytest.raises(StoreUnusable, match=r"server\.db"):
+        Database.open(place.url)
+    assert place.query("PRAGMA user_version") == [(1,)]
+    assert not list(tmp_path.glob("server.db.tables-*"))
+    await Database.open(place.url).close()
+    assert place.query("PRAGMA user_version") == [(int(schema.HEAD),)]
+
+
+async def test_a_server_killed_in_the_middle_of_an_upgrade_has_changed_nothing(
+    place: Place,
+) -> None:
+    fill(place)
+    code = (
+        "import os, sys\n"
+        "from sqlalchemy import Engine, event\n"
+        "from agent_control_plane.db import Database\n"
+        "@event.listens_for(Engine, 'after_cursor_execute')\n"
+        "def die(_c, _cursor, statement, *_):\n"
+        "    if 'INDEX commands_agent' in statement: os.kill(os.getpid(), 9)\n"
+        f"Database.open({place.url!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == -9, done.stderr
+    if place.url.startswith("sqlite"):
+        assert place.query("PRAGMA user_version") == [(1,)]
+    else:
+        assert place.query(f"SELECT version_num FROM {schema.VERSION_TABLE}") == [("0001",)]
+    async with open_house(place) as house:
+        found = await by_name(house)
+    assert {name: found[name]["status"] for name in STATES} == STATES
 
 
 async def test_an_upgrade_that_fails_leaves_the_old_tables(
