@@ -94,14 +94,18 @@ def _of_task(
     if row["unmet"]:
         return _dependencies(connection, row, now)
     if row["due_at"] is not None:
-        due = max(0.0, row["due_at"] - now)
-        return [Told(Reason.RETRY_DUE, f"it runs again in {ago(due)}, at {rfc3339(row['due_at'])}")]
+        return [Told(Reason.RETRY_DUE, _again(row, now))]
     return [*_lost(row, now), *_machines(connection, row, now, older_workers)]
 
 
 def _held(row: Columns, status: State, now: float) -> list[Told]:
     machine, agent = row["assigned_machine_id"], row["assigned_agent_id"]
-    if status is State.ASSIGNED:
+    if status is State.PREEMPTED:
+        words = f"it made room for more urgent work; {agent} runs it again when there is room"
+        told = [Told(Reason.PREEMPTED, words, machine)]
+    elif status is State.ASSIGNED and row["due_at"] is not None:
+        told = [Told(Reason.RETRY_DUE, f"a run failed; on {agent} {_again(row, now)}", machine)]
+    elif status is State.ASSIGNED:
         words = f"granted to {agent} {ago(now - row['assigned_at'])} ago, which has not begun it"
         told = [Told(Reason.ASSIGNED, words, machine)]
     elif status is State.SUSPENDED:
@@ -117,6 +121,11 @@ def _held(row: Columns, status: State, now: float) -> list[Told]:
     if lease is not None and now >= lease:
         told.append(_unreachable(row, now))
     return told
+
+
+def _again(row: Columns, now: float) -> str:
+    due = row["due_at"]
+    return f"it runs again in {ago(due - now)}, at {rfc3339(due)}"
 
 
 def _unreachable(row: Columns, now: float) -> Told:

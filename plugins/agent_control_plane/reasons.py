@@ -20,6 +20,7 @@ class Reason(StrEnum):
     RUNNING = "running"
     ASSIGNED = "assigned"
     SUSPENDED = "suspended"
+    PREEMPTED = "preempted"
     CANCEL_REQUESTED = "cancel_requested"
     UNREACHABLE = "unreachable"
     DEPENDENCY = "dependency"

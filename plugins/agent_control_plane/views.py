@@ -97,6 +97,8 @@ def summary(row: Columns, grace: float, now: float) -> dict[str, Json]:
 
 def waits_for(row: Columns) -> str | None:
     """In a few words, of the task's own columns alone; None if it does not wait."""
+    if row["status"] == State.ASSIGNED and row["due_at"] is not None:
+        return "its retry"
     if row["status"] != State.PENDING:
         return None
     if row["unmet"]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from agent_control_plane.reasons import Reason, ago, size
+from agent_core.api.wire import rfc3339
 from tests.agent_control_plane.batch import Teller
 from tests.agent_control_plane.kit import Agent, House
 
@@ -225,6 +226,30 @@ async def test_it_is_suspended(house: House) -> None:
     assert await teller.codes(teller.event(held, "start"), suspended) == [0, 0]
     words = "agent-1 holds it, suspended"
     assert await why(house, task) == [("suspended", "machine-1", words)]
+
+
+async def test_its_agent_runs_it_again_soon(house: House) -> None:
+    task = await house.user.submit(max_retries=1)
+    agent = house.agent()
+    held, teller = await agent.one(), Teller(agent)
+    await teller.tell(teller.event(held, "start"))
+    due = rfc3339(house.clock.wall() + 90)
+    failed = teller.event(held, "run", exit_code=1, reason="exited", next_run_at=due, at=due)
+    assert await teller.codes(failed) == [0]
+    ((code, machine_id, words),) = await why(house, task)
+    assert (code, machine_id) == ("retry_due", "machine-1")
+    assert words.startswith("a run failed; on agent-1 it runs again in ")
+    assert (await house.user.get(task))["waits_for"] == "its retry"
+
+
+async def test_it_made_room_for_more_urgent_work(house: House) -> None:
+    task = await house.user.submit()
+    agent = house.agent()
+    held, teller = await agent.one(), Teller(agent)
+    await teller.tell(teller.event(held, "start"))
+    assert await teller.codes(teller.event(held, "run", reason="preempted")) == [0]
+    words = "it made room for more urgent work; agent-1 runs it again when there is room"
+    assert await why(house, task) == [("preempted", "machine-1", words)]
 
 
 async def test_its_machine_is_out_of_reach_and_then_others_may_have_it(house: House) -> None:
