@@ -2,7 +2,9 @@
 
 import asyncio
 import base64
+import contextlib
 import hashlib
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -287,6 +289,27 @@ async def test_a_follower_is_answered_when_the_run_ends(house: House) -> None:
     await teller.tell(teller.event(task, "complete", exit_code=0, stdout="all"))
     told = await waiting
     assert (told["data"], told["eof"]) == ("all", True)
+
+
+async def test_an_end_just_before_a_follower_is_known_is_not_missed(tmp_path: Path) -> None:
+    """The follower looks, then the run ends, then the server notes that there is a follower."""
+    async with open_house(tmp_path / "server.db") as house:
+        teller, task = await running(house)
+        with contextlib.closing(sqlite3.connect(house.path)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            end = teller.event(task, "complete", exit_code=0)
+            ending = asyncio.create_task(teller.tell(end))
+            for _ in range(5):
+                assert (await house.client.get("/health")).status_code == 200
+            following = asyncio.create_task(piece(house, task, wait_sec=30))
+            async with asyncio.timeout(4):
+                while house.plane.followers.hanging == 0:
+                    await asyncio.sleep(0.005)
+            for _ in range(5):
+                assert (await house.client.get("/health")).status_code == 200
+            other.execute("ROLLBACK")
+        await ending
+        assert (await following)["eof"] is True
 
 
 async def test_a_follower_of_a_task_that_waits_sees_it_begin(house: House) -> None:
