@@ -34,6 +34,7 @@ EVERY: Final = 10.0  # seconds between two looks at a run that nobody watches
 WATCHED_EVERY: Final = 0.25
 FINISH_LIMIT: Final = 2.0  # seconds that a result waits for the last piece of its output
 LEFT: Final = 60.0  # seconds for which a run that ended is remembered, for its result to come
+AWAITED: Final = 60.0  # seconds for which a run of a task that somebody reads is looked out for
 RUNS: Final = 1000  # remembered at most
 _OVER = (Code.ATTEMPT_LOST, Code.TASK_FINAL, Code.NO_SUCH_TASK, Code.INVALID, Code.TOO_LARGE)
 
@@ -61,17 +62,23 @@ class Logs:
         self._clock = clock
         self._log = log
         self._runs: dict[tuple[Key, int], Run] = {}
+        self._awaited: dict[Key, float] = {}  # somebody reads it: until when its runs are awaited
         self._watched = Signal()
         self._gate = asyncio.Semaphore(AT_ONCE)
 
     def watch(self, agent: AgentHandle, key: Key) -> bool:
         """Somebody reads its output now. False if this agent does not run it."""
+        self._await(key)  # told with the task itself, this comes before its run
         self._look(agent)
         runs = [run for run in self._runs.values() if run.key == key]
         for run in runs:
             run.watched, run.due = True, 0.0
         self._watched.send()
         return bool(runs)
+
+    def _await(self, key: Key) -> None:
+        if len(self._awaited) < RUNS or key in self._awaited:
+            self._awaited[key] = self._clock.boottime() + AWAITED
 
     async def keep(self, agent: AgentHandle) -> None:
         """Send what is new, for as long as the agent lives and the server wants it."""
@@ -116,7 +123,10 @@ class Logs:
             await asyncio.gather(*(self._upload(agent, run) for run in due))
         for run in due:
             run.due = now + (WATCHED_EVERY if run.watched else EVERY)
-        times = [run.due for run in self._runs.values() if run.seen == now]
+        there = [run for run in self._runs.values() if run.seen == now]
+        times = [run.due for run in there]
+        if not self._awaited.keys() <= {run.key for run in there}:
+            times.append(now + WATCHED_EVERY)
         return max(min(times, default=now + EVERY) - self._clock.boottime(), 0.05)
 
     def _look(self, agent: AgentHandle) -> float:
@@ -127,11 +137,15 @@ class Logs:
                 continue
             place = (held.key, held.run_no)
             if place not in self._runs and len(self._runs) < RUNS:
-                self._runs[place] = Run(key=held.key, run_no=held.run_no, due=now + EVERY)
+                read = held.key in self._awaited
+                due = now if read else now + EVERY
+                self._runs[place] = Run(key=held.key, run_no=held.run_no, due=due, watched=read)
             if place in self._runs:
                 self._runs[place].seen = now
         for place in [place for place, run in self._runs.items() if now - run.seen > LEFT]:
             del self._runs[place]
+        for key in [key for key, until in self._awaited.items() if until <= now]:
+            del self._awaited[key]
         return now
 
     async def _upload(self, agent: AgentHandle, run: Run) -> None:
@@ -186,6 +200,10 @@ class Logs:
             run.offsets[stream] = offset
             if reply.code == Code.OK:
                 run.watched = data.get("watched") is True
+                if run.watched:
+                    self._await(run.key)
+                else:
+                    self._awaited.pop(run.key, None)
             return
         if reply.code == Code.NO_ROUTE:
             self._contact.unlearn(wire.Word.LOGS)

@@ -157,6 +157,22 @@ async def test_what_somebody_watches_is_sent_as_it_comes_until_he_leaves(
         await until(lambda: shelf.text() == b"abcde")
 
 
+async def test_a_run_that_begins_after_somebody_came_to_read_it_is_sent_as_it_comes(
+    opened: Any, server: ScriptedServer, shelf: Shelf
+) -> None:
+    """As a watch that comes with the task's grant, and each run that follows one that was read."""
+    clock = TurnedClock()
+    shelf.watched = True
+    async with opened(clock=clock) as site:
+        await clock.until_sleeping(LOOPS)
+        watch(site)
+        await clock.until_sleeping(LOOPS)
+        task = site.agent.add(running())
+        site.agent.printed[task.key, "stdout"] = b"a"
+        await clock.advance(WATCHED_EVERY)
+        await until(lambda: shelf.text() == b"a")
+
+
 async def test_a_watch_is_answered_also_where_nothing_runs(
     opened: Any, server: ScriptedServer, shelf: Shelf
 ) -> None:
