@@ -1,5 +1,6 @@
 """What waits for what: told when it ends, in words, in pieces, and whatever happens meanwhile."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -231,3 +232,29 @@ async def test_a_server_that_ended_between_pieces_goes_on_with_the_rest(place: P
         assert await house.agent().claim() == []  # a claim sweeps too
         _, page = await house.user.call("GET", params={"status": "pending"})
         assert page["tasks"] == []
+
+
+async def test_dependencies_that_end_at_the_same_moment_release_once(house: House) -> None:
+    parts = [await house.user.submit() for _ in range(12)]
+    last = await house.user.submit(depends_on=[part["id"] for part in parts])
+    agents = [house.agent(str(number)) for number in range(12)]
+    held = await asyncio.gather(*(agent.one() for agent in agents))
+    await asyncio.gather(
+        *(agent.complete(task) for agent, task in zip(agents, held, strict=True)),
+    )
+    given = await asyncio.gather(*(agent.claim() for agent in agents))
+    assert [task["id"] for tasks in given for task in tasks] == [last["id"]]
+
+
+async def test_whoever_is_submitted_just_as_its_dependency_ends_is_told_too(house: House) -> None:
+    first = await house.user.submit()
+    agent = house.agent()
+    held = await agent.one()
+    told = await asyncio.gather(
+        *(house.user.submit(depends_on=[first["id"]]) for _ in range(6)),
+        agent.complete(held, 1),
+        *(house.user.submit(depends_on=[first["id"]]) for _ in range(6)),
+    )
+    waiting = [each for each in told if isinstance(each, dict)]
+    assert len(waiting) == 12
+    assert await states(house, *waiting) == ["failed"] * 12
