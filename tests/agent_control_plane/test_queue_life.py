@@ -49,9 +49,10 @@ rarely = st.sampled_from([False] * 4 + [True])
 class QueueLife(RuleBasedStateMachine):
     """The server's own work on a real database; agents that believe what they were last told."""
 
+    engine = ENGINE
+
     def __init__(self) -> None:
         super().__init__()
-        self.engine = ENGINE
         with self.engine.begin() as connection:
             for each in metadata.sorted_tables:
                 connection.execute(each.delete())

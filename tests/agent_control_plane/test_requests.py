@@ -1,6 +1,7 @@
 """Requests that cannot be: each gets an envelope that names the field and what would be right."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,7 +14,16 @@ from pydantic import BaseModel
 from agent_control_plane.routes import endpoints
 from agent_core.api.wire import AGENT_BODY_LIMIT, USER_BODY_LIMIT
 from tests.agent_control_plane.batch import Teller
-from tests.agent_control_plane.kit import AGENT_TOKEN, USER_TOKEN, House, answer, open_house
+from tests.agent_control_plane.kit import (
+    AGENT_TOKEN,
+    BOTH,
+    USER_TOKEN,
+    House,
+    Place,
+    answer,
+    open_house,
+)
+from tests.postgres import Cluster
 
 # One server for all of them: nothing here needs a clean one.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -21,10 +31,17 @@ USER = {"Authorization": f"Bearer {USER_TOKEN}"}
 AGENT = {"X-Agent-Token": AGENT_TOKEN, "X-Agent-Protocol": "1"}
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    async with open_house(tmp_path_factory.mktemp("server") / "server.db") as opened:
-        yield opened
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=BOTH)
+async def house(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[House]:
+    with contextlib.ExitStack() as stack:
+        place = Place.file(tmp_path_factory.mktemp("server") / "server.db")
+        if request.param != "sqlite":
+            cluster: Cluster = request.getfixturevalue("postgres")
+            place = Place.schema(cluster, stack.enter_context(cluster.schema()))
+        async with open_house(place) as opened:
+            yield opened
 
 
 async def refused(house: House, body: bytes, path: str = "/api/v1/tasks") -> tuple[int, int, str]:
@@ -435,7 +452,7 @@ async def test_real_answers_are_what_the_document_says(house: House) -> None:
         assert issubclass(model, BaseModel)
         model.model_validate_json(json.dumps(data))
 
-    agent, user = house.agent(), house.user
+    agent, user = house.agent("new"), house.user
     base = "/api/v1/agent/"
     check("POST", base + "register", await agent.register())
     beat = await agent.call("heartbeat", machine_id="m", metrics={"cpu_usage_percent": 1.5})
@@ -443,7 +460,7 @@ async def test_real_answers_are_what_the_document_says(house: House) -> None:
     for older in (False, True):
         submitted = await user.submit(args=["a"], env={"A": "b"}, timeout=1.5)
         check("POST", "/api/v1/tasks", submitted)
-        teller = house.agent(older=older)
+        teller = house.agent("new", older=older)
         task = await teller.one()
         check("POST", base + "tasks/claim", {"tasks": [task]})
         of = base + "tasks/{id}/"
