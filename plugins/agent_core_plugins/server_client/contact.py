@@ -56,6 +56,7 @@ class Contact:
         self._log = log
         self._registered = False
         self._doubtful = False  # a word of its answer proved untrue
+        self._untrue: set[wire.Word] = set()  # those that ever did
         self._registering = asyncio.Lock()
         self._listening: list[asyncio.Event] = []
         self._told: Json = None  # what the machine has, as the last register said it
@@ -66,9 +67,16 @@ class Contact:
 
     def unlearn(self, word: wire.Word) -> None:
         """The server named the word and has no such route: do without, ask again later."""
-        self._log.warning("the server named an extension that it has not", extension=word.value)
-        self.capabilities = (self.capabilities or frozenset()) - {word}
+        if self.capabilities is None or word not in self.capabilities:
+            return  # said already, by a call beside this one
+        self.capabilities -= {word}
         self._doubtful = True
+        if word not in self._untrue:
+            self._log.warning(
+                "the server names an extension that it has not; doing without",
+                extension=word.value,
+            )
+        self._untrue.add(word)
 
     def returns(self) -> asyncio.Event:
         """For one loop to wait for: set when the server is back after an outage.
