@@ -163,7 +163,7 @@ async def test_its_own_end_counts_for_one_that_was_to_make_room(full: Any) -> No
     core, low, _ = full
     low.end(0)
     low.signals.clear()
-    core.worker._make_room([task("low").key])
+    core.worker.slots.stop(task("low").key, endings.preempted())
     done = await core.until_status(task("low"), "completed", "pending", "cancelled")
     assert done.status is Status.COMPLETED
 
@@ -187,7 +187,6 @@ async def test_one_that_has_not_begun_yet_waits_again_and_burns_no_run(tmp_path:
 async def test_one_that_fails_by_itself_meanwhile_keeps_its_retry(full: Any) -> None:
     """The word came when the run had ended: it is a retry, and not a cancel."""
     core, _, _ = full
-    core.worker._make_room([task("unknown").key])
     fails = task("fails", priority=9, max_retries=1, retry_delay=3600.0)
     await core.add(fails)
     runner = core.runner(fails)
