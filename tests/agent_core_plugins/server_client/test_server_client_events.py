@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -264,6 +265,49 @@ async def test_a_server_that_fails_over_everything_is_not_stormed(
             await site.client.report(ends(90))
         assert len(speaking.asked(EVENTS)) <= 3
         assert speaking.asked(COMPLETE) == []
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_whoever_is_to_blame_every_other_event_is_taken_once(
+    opened: Any, server: Any, seed: int
+) -> None:
+    """Culprits of both kinds anywhere, in batches of any size."""
+    rng = random.Random(seed)
+    count = rng.choice([1, 2, 3, 17, 60])
+    server.on(REGISTER, named("events", events=rng.choice([1, 5, 100])))
+    names = [f"t{n}" for n in range(1, count + 1)]
+    refused = set(rng.sample(names, min(count, rng.choice([0, 1, 4]))))
+    sick = set(rng.sample(names, min(count, rng.choice([0, 1, 2])))) - refused
+    codes = dict.fromkeys(refused, 30005) | dict.fromkeys(sick, 30099)
+    taken: list[str] = []
+
+    def reply(request: Request) -> Reply:
+        tasks = [each["task_id"] for each in told(request)]
+        for task in tasks:
+            if task in codes:
+                return answer(code=codes[task], message="not so", status=400)
+        taken.extend(tasks)
+        return answer({"results": [{"code": 0} for _ in tasks]})
+
+    def single(request: Request) -> Reply:
+        code = codes[request.path.split("/")[-2]]
+        return answer(code=code, message="not so", status=400)
+
+    server.on(EVENTS, reply)
+    server.on(COMPLETE, single)
+    async with opened() as site:
+        if not set(names) - sick - refused and sick:
+            return  # nobody could tell them from a server that is down
+        try:
+            receipts = await site.client.report(ends(count))
+        except Unreachable:
+            assert sick  # it looked as if it were: then they come again one by one
+            return
+        wanted = dict.fromkeys(names, Answer.TAKEN)
+        wanted |= dict.fromkeys(refused, Answer.REFUSED) | dict.fromkeys(sick, Answer.RETRY)
+        assert answers(receipts) == [wanted[task] for task in names]
+        assert sorted(taken) == sorted(set(names) - refused - sick)
+        assert len(server.asked(EVENTS)) <= count + 2 * 7 * (len(refused) + len(sick)) + 1
 
 
 @pytest.mark.parametrize(
