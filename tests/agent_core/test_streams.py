@@ -154,9 +154,9 @@ class Stream:
         assert len(self.core.bench.machine.free.devices) == 3
 
 
-async def lived(directory: Path, given_steps: list[tuple[str, Any]]) -> None:
+async def lived(directory: Path, ahead: int, given_steps: list[tuple[str, Any]]) -> None:
     executor = Watched()
-    core = await Core.open(directory, max_workers=SLOTS, hand=executor, gpus=Gpus())
+    core = await Core.open(directory, max_workers=SLOTS, ahead=ahead, hand=executor, gpus=Gpus())
     executor.store = core.store._store
     stream = Stream(await core.start(), executor)
     try:
@@ -176,9 +176,9 @@ async def lived(directory: Path, given_steps: list[tuple[str, Any]]) -> None:
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(steps, max_size=30))
+@given(st.sampled_from([0, 4]), st.lists(steps, max_size=30))
 def test_nothing_runs_twice_holds_what_another_holds_or_begins_too_early_and_all_have_a_turn(
-    given_steps: list[tuple[str, Any]],
+    ahead: int, given_steps: list[tuple[str, Any]]
 ) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        asyncio.run(lived(Path(directory), given_steps))
+        asyncio.run(lived(Path(directory), ahead, given_steps))

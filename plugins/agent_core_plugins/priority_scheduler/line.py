@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from agent_core import Device, Free, Key, Plan, Running, Task, resources
 from agent_core_plugins.priority_scheduler.order import Order
-from agent_core_plugins.priority_scheduler.victims import room_that_comes, victims
+from agent_core_plugins.priority_scheduler.victims import makes_room, room_that_comes, victims
 
 PASSES = 10  # starts behind it that may take what a task waits for; then it is kept for that task
 
@@ -47,10 +47,13 @@ class Line:
         self._passing = {}
         if not self._order:
             return Plan()
-        if free.slots <= 0:
-            with self._order.walk() as walk:
-                return Plan(preempt=victims(walk, running, free))
-        return self._starts(running, free)
+        if free.slots > 0:
+            return self._starts(running, free)
+        first = self._order.most_urgent
+        if first is None or not makes_room(running, first):
+            return Plan()
+        with self._order.walk() as walk:
+            return Plan(preempt=victims(walk, running, free))
 
     def _starts(self, running: Collection[Running], free: Free) -> Plan:
         chosen: list[Task] = []

@@ -47,6 +47,12 @@ class Order:
     def walk(self) -> "Walk":
         return Walk(self)
 
+    @property
+    def most_urgent(self) -> int | None:
+        """The priority of who is first in line."""
+        heads = [turn for kind in self.kinds() if (turn := self.first(kind)) is not None]
+        return min(heads)[0] if heads else None
+
     def _push(self, task: Task) -> None:
         heapq.heappush(self._heaps.setdefault(task.resources, []), _turn(task))
         self._turns += 1

@@ -16,6 +16,12 @@ def room_that_comes(running: Collection[Running], free: Free) -> Free | None:
     return free if ending else None
 
 
+def makes_room(running: Collection[Running], priority: int) -> bool:
+    """Whether anybody would, for a task of this priority: asked at each turn, so it is quick."""
+    least = priority + DIFFERENCE
+    return any(each.task.priority >= least and not each.ending for each in running)
+
+
 def victims(walk: Walk, running: Collection[Running], free: Free) -> list[Key]:
     """The running tasks that are to end, the least urgent first, of those who began last."""
     able = [each for each in running if not each.ending]
