@@ -6,7 +6,6 @@ from typing import Any
 
 from agent_core.clock import Clock
 from agent_core.lifecycle import FINAL, Move
-from agent_core.log import get
 from agent_core.models import Outcome, Reason, Task
 from agent_core.moves import Moves
 
@@ -14,10 +13,11 @@ from agent_core.moves import Moves
 class Course:
     """`task` is as it really stands, and a moment later so stored."""
 
-    def __init__(self, task: Task, moves: Moves, clock: Clock) -> None:
+    def __init__(self, task: Task, moves: Moves, clock: Clock, log: Any) -> None:
         self.task = task
         self._moves = moves
         self._clock = clock
+        self._log = log
 
     def happened(
         self, move: Move, *, soon: bool = False, outcome: Outcome | None = None, **changes: Any
@@ -35,7 +35,8 @@ class Course:
 
     async def end(self, outcome: Outcome) -> None:
         """Its run ended: the task is final, or another run follows. Returns when that is stored."""
-        outcome = replace(outcome, ended_at=outcome.ended_at or self._clock.wall())
+        if not outcome.ended_at:
+            outcome = replace(outcome, ended_at=self._clock.wall())
         if outcome.reason is Reason.CANCELLED:
             kept = self.happened(Move.CANCEL, outcome=outcome)
         elif outcome.reason is Reason.PREEMPTED:
@@ -64,4 +65,4 @@ class Course:
     def _say_how(self, outcome: Outcome | None) -> None:
         if self.task.status in FINAL:
             words = {"why": outcome.error} if outcome and outcome.error else {}
-            get("runner").info(self.task.status.value, **words)
+            self._log.info(self.task.status.value, **words)

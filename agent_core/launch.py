@@ -1,8 +1,6 @@
 """From a task to what is started: argument vector, environment, working directory."""
 
-import asyncio
 import os
-import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +17,7 @@ SHEBANG_LIMIT = 255  # bytes of a #! line that the kernel reads
 
 
 def new_start_id() -> str:
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()
 
 
 def build(
@@ -35,13 +33,13 @@ def build(
     Changes nothing; only looks whether a python or script command is a file, and with which
     line a script begins. Raises NeverRan for a description that nothing could start.
     """
-    scratch = str(runs_dir / start_id)
+    scratch = f"{runs_dir}/{start_id}"
     cwd = task.workdir or scratch
     if not os.path.isabs(cwd):
         raise NeverRan(f"the working directory {cwd!r} is not an absolute path; give it in full")
     _refuse_unusable(task)
-    argv, script = _argv(task, cwd, str(runs_dir / f"{start_id}.script"))
-    progress = str(runs_dir / f"{start_id}.progress")
+    argv, script = _argv(task, cwd, f"{scratch}.script")
+    progress = f"{scratch}.progress"
     env = {
         **task.env,
         "REMOTEGPU_TASK_ID": task.id,
@@ -159,10 +157,10 @@ def make_room(launch: Launch) -> None:
             file.write(text)
 
 
-async def leave_room(launch: Launch) -> None:
+def leave_room(launch: Launch) -> None:
     """Nothing of it is left, whatever the task put there."""
     if not clear_room(launch):
-        await asyncio.to_thread(clear_full_room, launch)
+        clear_full_room(launch)
 
 
 def clear_room(launch: Launch) -> bool:

@@ -128,10 +128,10 @@ class Task:
     devices: tuple[str, ...] = ()  # UUIDs of the GPUs that the current or last start was given
     handle: Mapping[str, Json] = field(default_factory=dict)  # by which it knows the run again
     outcome: Outcome | None = None  # of the last run, once it ended
+    key: Key = field(init=False, repr=False, compare=False)  # asked for dozens of times a run
 
-    @property
-    def key(self) -> Key:
-        return Key(self.id, self.attempt_id)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", Key(self.id, self.attempt_id))
 
 
 class TaskRun(NamedTuple):

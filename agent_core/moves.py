@@ -1,8 +1,8 @@
 """The only way a task changes its state: advance, compare-and-set and event in one transaction."""
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import Any
 
 from agent_core.backoff import Backoff
@@ -76,7 +76,7 @@ class Moves:
         elif outcome is not None:
             changes["outcome"] = outcome
         changes["status"] = transition.target
-        after = replace(task, **changes)
+        after = moved(task, changes)
         event = self._event(transition.event, after, outcome) if transition.event else None
         return after, Change(
             before=task, changes=changes, events=(event,) if event else (), ended_run=ended_run
@@ -95,6 +95,21 @@ class Moves:
             next_run_at=task.due_at if kind is EventKind.RUN else None,
             outcome=outcome,
         )
+
+
+_FIELDS = tuple(Task.__slots__)
+_values = attrgetter(*_FIELDS)
+_setters = {name: getattr(Task, name).__set__ for name in _FIELDS}
+
+
+def moved(task: Task, changes: Mapping[str, Any]) -> Task:
+    """What dataclasses.replace would make of it, in half the time."""
+    new = object.__new__(Task)
+    for setter, value in zip(_setters.values(), _values(task), strict=True):
+        setter(new, value)
+    for name, value in changes.items():
+        _setters[name](new, value)
+    return new
 
 
 def _wall(task: Task) -> float | None:

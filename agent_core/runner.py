@@ -12,7 +12,7 @@ from agent_core.endings import Stop
 from agent_core.errors import Conflict, NeverRan
 from agent_core.hooks import Start, reason_of
 from agent_core.lifecycle import Move, Status
-from agent_core.log import about_from_now_on, get
+from agent_core.log import about_from_now_on
 from agent_core.models import Launch, Lost, Outcome, Piece, Progress, Reason, Stream, Task
 from agent_core.protocols import Execution
 from agent_core.recovery import find_run
@@ -40,12 +40,12 @@ class Runner:
         armed: bool = False,
     ) -> None:
         """`armed`: it has no slot yet, and waits with a stored start until `go`."""
-        self._course = Course(task, bench.moves, bench.clock)
+        self._course = Course(task, bench.moves, bench.clock, bench.log)
         self._devices = tuple(devices)  # that its slot has for it
         self._freed = freed
         self._ending = ending
         self._bench = bench
-        self._log = get("runner")
+        self._log = bench.log
         self._stop: Stop | None = None
         new = asyncio.get_running_loop().create_future  # an event's wait would cost a task a run
         self._left: asyncio.Future[None] = new()  # the agent leaves
@@ -148,7 +148,7 @@ class Runner:
             await self._unbegun(launch)
             return False
         try:
-            launching.make_room(launch)
+            await self._bench.rooms.make(launch)
         except OSError as error:
             words = f"the private directory of the run cannot be made: {error}"
             await self._never_ran(launch, NeverRan(words, passing=True))
@@ -179,14 +179,14 @@ class Runner:
 
     async def _unbegun(self, launch: Launch) -> None:
         """A start is known to have begun nothing: cancelled, or back among those that wait."""
-        await launching.leave_room(launch)
+        await self._bench.rooms.leave(launch)
         if stop := self._for_good:
             await self._course.make(Move.CANCEL, outcome=endings.unbegun(stop))
         else:
             await self._course.make(Move.UNASSIGN)
 
     async def _never_ran(self, launch: Launch, error: NeverRan) -> None:
-        await launching.leave_room(launch)
+        await self._bench.rooms.leave(launch)
         if stop := self._for_good:
             await self._course.make(Move.CANCEL, outcome=endings.unbegun(stop))
         elif error.passing and self._course.may_try_again:
@@ -239,7 +239,7 @@ class Runner:
                 Move.BEGIN, run_no=launch.run_no, started_at=self.task.assigned_at
             )
         await self._course.end(endings.lost(why, self._bench.clock.wall()))
-        await launching.leave_room(launch)
+        await self._bench.rooms.leave(launch)
 
     # --- while it runs
 
@@ -290,7 +290,7 @@ class Runner:
             await execution.forget()
         except Exception:  # it only remembers longer than it needs to
             self._log.exception("an executor could not let go of a run that has ended")
-        await launching.leave_room(launch)
+        await self._bench.rooms.leave(launch)
 
 
 def _resolve(future: "asyncio.Future[None]") -> None:

@@ -1,6 +1,5 @@
 """The tasks in memory that wait for a slot: known to the scheduler, or set aside for a while."""
 
-from collections import Counter
 from collections.abc import Callable, Collection
 from enum import StrEnum
 
@@ -31,7 +30,6 @@ class Waiting:
         self._could_run = could_run  # on this machine as it is now, if nothing else ran
         self._scheduler = scheduler
         self._in_line: dict[Key, int] = {}  # whom the scheduler has, with its priority
-        self._urgencies: Counter[int] = Counter()  # how many of each priority
         self._asking: dict[Key, Task] = {}  # those of them that ask for resources
         self._parked: dict[Key, tuple[Task, Aside]] = {}
 
@@ -61,7 +59,7 @@ class Waiting:
 
     def as_urgent_as(self, priority: int) -> int:
         """How many the scheduler may choose from that are of this priority or more urgent."""
-        return sum(count for each, count in self._urgencies.items() if each <= priority)
+        return sum(each <= priority for each in self._in_line.values())
 
     @property
     def asking(self) -> Collection[Task]:
@@ -76,25 +74,16 @@ class Waiting:
         if len(self._in_line) >= WINDOW:
             self.feed.look_again()
             return
-        self._leave(task.key)
         self._in_line[task.key] = task.priority
-        self._urgencies[task.priority] += 1
         if task.resources:
             self._asking[task.key] = task
         self._scheduler.add(task)
 
     def remove(self, key: Key) -> None:
-        self._leave(key)
-        self._scheduler.remove(key)
-
-    def _leave(self, key: Key) -> None:
-        priority = self._in_line.pop(key, None)
-        if priority is not None:
-            self._urgencies[priority] -= 1
-            if not self._urgencies[priority]:
-                del self._urgencies[priority]
+        self._in_line.pop(key, None)
         self._asking.pop(key, None)
         self._parked.pop(key, None)
+        self._scheduler.remove(key)
 
     def park(self, task: Task, why: Aside) -> None:
         """It cannot begin now: whoever knows when it can calls `unpark`."""

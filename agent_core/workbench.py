@@ -1,8 +1,9 @@
 """What every run of one agent works with, and the judgement that stands before each start."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from agent_core import endings
 from agent_core import launch as launching
@@ -16,6 +17,7 @@ from agent_core.log import get
 from agent_core.machine import Machine
 from agent_core.models import Launch, Outcome, Task
 from agent_core.moves import Moves
+from agent_core.rooms import Rooms
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +31,8 @@ class Workbench:
     machine: Machine
     runs_dir: Path
     backoff: Callable[[], Backoff] = Backoff  # for whatever is tried again
+    rooms: Rooms = field(default_factory=Rooms)
+    log: Any = field(default_factory=lambda: get("runner"))
 
 
 async def consider(

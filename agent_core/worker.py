@@ -109,7 +109,9 @@ class Worker:
         stop = Stop(reason=Reason.CANCELLED, code=code, words=reason)
         task = self._held.get(key) or await self._store.get(key)
         while task and task.status not in FINAL:
-            if self.slots.runner(key):
+            if runner := self.slots.runner(key):
+                if runner.task.status in FINAL:
+                    return False
                 self.waiting.remove(key)  # where it was armed
                 self.slots.stop(key, stop)
                 return True

@@ -192,7 +192,7 @@ Base64 = Annotated[bytes, BeforeValidator(decoded, json_schema_input_type=str)]
 class LogCall(OfAttempt):
     run_no: int = Field(1, ge=1, le=INT32)
     stream: Literal["stdout", "stderr"]
-    offset: int = Field(ge=0, le=2**62, description="of the first byte, as the run printed it")
+    offset: int = Field(ge=0, le=INT64, description="of the first byte, as the run printed it")
     data: Base64 = Field(b"", description="base64")
     dropped: int = Field(0, ge=0, le=INT64, description="bytes directly before offset, gone")
     eof: bool = False

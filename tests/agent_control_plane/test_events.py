@@ -58,7 +58,6 @@ async def test_one_bad_event_takes_no_other_with_it(house: House) -> None:
         {**teller.event(task, "complete"), "stdout_base64": "not base64!"},
         {**teller.event(task, "start"), "at": "yesterday"},
         {**teller.event(task, "start"), "seq": -1},
-        {**teller.event(task, "start"), "started_at": "9999-12-31T23:59:59-14:00"},
     ]
     end = teller.event(task, "complete", exit_code=0)
     results = await teller.tell(*bad, good, end)
@@ -153,14 +152,6 @@ async def test_runs_that_others_follow_stay_on_record(house: House) -> None:
     for number in (1, 2, 3):
         _, piece = await house.user.call("GET", f"/{task['id']}/logs", params={"run": number})
         assert (piece["data"], piece["eof"]) == (f"of {number}", True)
-
-
-async def test_a_next_run_in_a_far_future_can_be_shown(house: House) -> None:
-    teller, task = await held(house)
-    never = {"at": "1970-01-01T00:00:00Z", "next_run_at": "9999-12-31T23:59:59Z"}
-    over = teller.event(task, "run", exit_code=1, **never)
-    assert await teller.codes(teller.event(task, "start"), over) == [0, 0]
-    assert (await house.user.get(task))["next_run_at"] == "9999-12-31T23:59:59.000Z"
 
 
 async def test_a_preempted_run_is_no_retry(house: House) -> None:

@@ -129,16 +129,6 @@ async def test_bytes_that_are_gone_are_passed_over_and_told(house: House) -> Non
     assert (told["data"], told["offset"], told["dropped"]) == ("!", 14, 1)
 
 
-async def test_offsets_stay_within_what_a_database_can_count(house: House) -> None:
-    teller, task = await running(house)
-    assert (await log(teller.agent, task, 2**63 - 1, b"x", dropped=2**63 - 1))[0] == 30005
-    far = await log(teller.agent, task, 2**62, b"x", dropped=2**62)
-    assert far == (0, {"next_offset": 2**62 + 1, "watched": False})
-    assert (await log(teller.agent, task, 2**62, b"xyz", dropped=2**62))[0] == 0
-    told = await piece(house, task)
-    assert (told["data"], told["dropped"]) == ("xyz", 2**62)
-
-
 async def test_a_character_is_never_cut(house: House) -> None:
     teller, task = await running(house)
     word = "é€😀".encode()

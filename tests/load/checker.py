@@ -107,8 +107,11 @@ def _outcome(each: Expected, task: Mapping[str, Any]) -> list[str]:
     }
     wrong = {name: task[name] for name, value in wanted.items() if task[name] != value}
     found = [f"{name} is {value!r}, not {wanted[name]!r}" for name, value in wrong.items()]
-    if len(task["runs"]) != 1:
-        found.append(f"{len(task['runs'])} attempts are on record, not 1")
+    runs = [run["run_no"] for run in task["runs"]]
+    if runs != list(range(1, kind.runs + 1)):
+        found.append(f"the runs on record are {runs}")
+    if len(attempts := {run["attempt_id"] for run in task["runs"]}) != 1:
+        found.append(f"{len(attempts)} attempts are on record, not 1")
     return found
 
 

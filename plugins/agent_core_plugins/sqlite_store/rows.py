@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from agent_core import (
@@ -148,10 +147,23 @@ def outcome_row(outcome: Outcome | None) -> tuple[object, ...]:
         outcome.error.encode("utf-8", "replace").decode("utf-8"),
         outcome.dropped_stdout,
         outcome.dropped_stderr,
-        _ENCODER.encode(asdict(outcome.usage)) if outcome.usage else None,
+        _usage(outcome.usage),
         outcome.ended_at,
         outcome.stdout,
         outcome.stderr,
+    )
+
+
+def _usage(usage: Usage | None) -> str | None:
+    if usage is None:
+        return None
+    return _ENCODER.encode(
+        {
+            "wall_s": usage.wall_s,
+            "user_s": usage.user_s,
+            "system_s": usage.system_s,
+            "max_rss_bytes": usage.max_rss_bytes,
+        }
     )
 
 
