@@ -56,13 +56,13 @@ class Follower:
         self._run = run
         self._shown = self._beginning(offsets or {})
         self._sleep = sleep
-        self._waiting: set[str] = set()  # who has lost the control plane
+        self._away = False  # the control plane, as far as is known
         self._answered = 0.0  # the last time that the control plane did, by the monotonic clock
         self._quiet = False  # the run was over before the last empty answer
         self._there_since: float | None = None  # the run is known to be on record
         self._patience = Patience(
-            away=lambda error: self._lost("task", error),
-            back=lambda: self._found("task"),
+            away=self._lost,
+            back=self._found,
             sleep=sleep,
         )
 
@@ -137,9 +137,9 @@ class Follower:
     def _take(self, said: Said) -> None:
         if said.lost is not None:
             if said.at > self._answered:  # else somebody has had an answer since
-                self._lost(said.stream, said.lost)
+                self._lost(said.lost)
             return
-        self._found(said.stream)
+        self._found()
         if said.refused is not None:
             self._shown[said.stream].over = self._judge(said.refused, said.at)
         elif said.piece is not None:
@@ -212,17 +212,16 @@ class Follower:
                 return True
             offset = piece.next_offset
 
-    def _lost(self, who: str, error: Exception) -> None:
-        if not self._waiting:
+    def _lost(self, error: Exception) -> None:
+        if not self._away:
+            self._away = True
             self._viewer.say(f"{error}; still following")
-        self._waiting.add(who)
 
-    def _found(self, who: str) -> None:
+    def _found(self) -> None:
         self._answered = time.monotonic()
-        if who in self._waiting:
-            self._waiting.remove(who)
-            if not self._waiting:
-                self._viewer.say("the control plane answers again")
+        if self._away:
+            self._away = False
+            self._viewer.say("the control plane answers again")
 
 
 def last_run(task: Task) -> int | None:

@@ -77,18 +77,24 @@ class Reading:
             self._put_last(Said(stream=stream, refused=error))
 
     def _pieces(self, stream: str, offset: int) -> None:
-        patience = Patience(
-            away=lambda error: self._put(Said(stream=stream, lost=error, at=time.monotonic())),
-            back=lambda: None,
-            sleep=self._sleep,
-        )
+        missed = False
+
+        def wait() -> int:
+            return 0 if missed else WAIT  # that it answers again is to be heard at once
+
+        def away(error: Exception) -> None:
+            nonlocal missed
+            missed = True
+            self._put(Said(stream=stream, lost=error, at=time.monotonic()))
+
+        patience = Patience(away=away, back=lambda: None, sleep=self._sleep)
         pause = FIRST_PAUSE
         while True:
             began = time.monotonic()
             try:
                 piece = patience.ask(
                     lambda at=offset: self._client.logs(  # type: ignore[misc]
-                        self._id, stream=stream, run=self._run, offset=at, wait_sec=WAIT
+                        self._id, stream=stream, run=self._run, offset=at, wait_sec=wait()
                     )
                 )
             except Refused as error:
@@ -97,6 +103,7 @@ class Reading:
                 self._put(Said(stream=stream, refused=error, at=began))  # no such run yet?
                 self._sleep(LAST_PAUSE)
                 continue
+            missed = False
             self._put(Said(stream=stream, piece=piece))
             if piece.eof:
                 return

@@ -59,7 +59,7 @@ class Follower:
 def test_output_comes_while_the_task_runs_and_through_all_that_may_happen(site: Site) -> None:
     """Ctrl-C and back at the same byte; a server that is killed and starts again."""
     site.start_server()
-    site.start_agent()
+    site.start_agent().says("ready")
     first, second, third = (site.gate(name) for name in ("first", "second", "third"))
     text = "; ".join(
         f"echo line {n}; {gate.wait}" for n, gate in enumerate((first, second, third), 1)
@@ -93,7 +93,7 @@ def test_output_comes_while_the_task_runs_and_through_all_that_may_happen(site: 
 @pytest.mark.timeout(180)
 def test_whatever_bytes_a_task_prints_all_who_read_them_agree(site: Site) -> None:
     site.start_server()
-    site.start_agent()
+    site.start_agent().says("ready")
     following = Follower(site, "submit", "--follow", "--type", "python", "-c", _PRINTS)
     task_id = following.told().split()[-1]
     out, err = following.rest()
