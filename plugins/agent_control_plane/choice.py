@@ -53,17 +53,15 @@ def _lines() -> Select[Any]:
         .scalar_subquery()
     )
     walk = walk.union_all(select(after).where(walk.c.needs.is_not(None)))
-    inner = tasks.alias()
-    head = (
-        select(inner.c.seq)
-        .where((inner.c.ready_for == bindparam("here")) & (inner.c.needs == walk.c.needs))
-        .order_by(inner.c.priority, inner.c.created_at, inner.c.seq)
-        .limit(_ONE)
-        .scalar_subquery()
-    )
+    in_line = here & (tasks.c.needs == walk.c.needs)
+    # Not one lookup with a join: without statistics PostgreSQL would walk through the table for it.
+    head = [
+        select(column).where(in_line).order_by(*URGENCY).limit(_ONE).scalar_subquery()
+        for column in URGENCY
+    ]
     return (
-        select(*URGENCY, walk.c.needs)
-        .select_from(walk.join(tasks, tasks.c.seq == head))
+        select(*head, walk.c.needs)
+        .where(walk.c.needs.is_not(None))
         .limit(literal_column(str(MOST_LINES)))
     )
 
