@@ -109,3 +109,19 @@ def test_scenario_15_cancelling_what_has_ended_changes_nothing(site: Site) -> No
     assert site.cli("cancel", task_id).returncode == 4
 
     assert site.task(task_id) == before
+
+
+def test_scenario_15_a_cancel_waits_for_no_renewal_and_no_heartbeat(site: Site) -> None:
+    """It comes with the answer to the claim that hangs, also to an agent without a free slot."""
+    site.start_server()
+    seldom = {"server_client__renew_interval": 3600, "server_client__heartbeat_interval": 3600}
+    site.start_agent(agent__max_workers=1, **seldom)
+    gate = site.gate()
+    task_id = site.submit_marked(gate.wait)
+    site.wait(task_id, "running")
+
+    assert site.cli("cancel", task_id, "--reason", "too slow").returncode == 0
+    task = site.wait(task_id)
+
+    assert (task["status"], task["reason"]) == ("cancelled", "cancelled")
+    assert task["error"] == "cancelled by a user: too slow"
