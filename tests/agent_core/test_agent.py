@@ -373,3 +373,19 @@ async def test_a_start_that_fails_lets_go_of_the_directory(house: House) -> None
 async def test_memory_is_hidden_from_tasks_of_the_same_user(house: House) -> None:
     await house.ready()
     assert ctypes.CDLL(None).prctl(3, 0, 0, 0, 0) == 0  # PR_GET_DUMPABLE
+
+
+async def test_what_is_submitted_here_waits_for_others_also_across_a_stop(house: House) -> None:
+    work = await house.ready()
+    assert work.agent
+    first = await work.agent.submit(Task(id="first", command="true"))
+    last = await work.agent.submit(Task(id="last", command="true", depends_on=("first",)))
+    assert (await house.hand.next_run()).launch.key == first.key
+    await house.until_status(first, Status.RUNNING)
+    assert await house.stop() == 0
+    await house.ready()
+    assert (await house.until_status(last, Status.PENDING)).run_no == 0
+    [run] = house.hand.runs.values()
+    run.end(0)
+    assert (await house.hand.next_run()).launch.key == last.key
+    assert house.work.told == [], "nobody else has asked for them"
