@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine, event
 
 from tests.agent_control_plane.batch import Teller, one_house
 from tests.agent_control_plane.kit import House, open_house
@@ -44,6 +44,36 @@ async def test_many_tasks_are_started_and_ended_by_one_request(house: House) -> 
         assert (run["run_no"], run["exit_code"], run["usage"]) == (1, number, USAGE)
         assert run["agent_started_at"] == "2026-01-01T00:00:00.000Z"
         assert run["started_at"] == shown["started_at"] == "2023-11-14T22:13:20.000Z"
+
+
+async def test_a_batch_takes_as_many_statements_however_many_tasks_are_in_it(
+    house: House,
+) -> None:
+    """What a task costs is a row, not a statement: else the server's CPU is gone first."""
+    statements: list[str] = []
+
+    def note(_c: Any, _cursor: Any, text: str, *_: Any) -> None:
+        statements.append(text)
+
+    taken: list[int] = []
+    teller = Teller(house.agent())
+    for number in (2, 40):
+        for _ in range(number):
+            await house.user.submit()
+        tasks = await teller.agent.claim(number)
+        batch = [
+            teller.event(task, kind, **more)
+            for task in tasks
+            for kind, more in (("start", {}), ("complete", {"exit_code": 0, "stdout": "x"}))
+        ]
+        statements.clear()
+        event.listen(Engine, "before_cursor_execute", note)
+        try:
+            assert set(await teller.codes(*batch)) == {0}
+        finally:
+            event.remove(Engine, "before_cursor_execute", note)
+        taken.append(len(statements))
+    assert taken[0] == taken[1] <= 10, statements
 
 
 async def test_one_bad_event_takes_no_other_with_it(house: House) -> None:
