@@ -52,7 +52,7 @@ def answers(server: ScriptedServer) -> list[dict[str, Any]]:
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(10):
         while not condition():
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
 
 
 @pytest.fixture

@@ -446,7 +446,7 @@ async def test_everything_held_is_renewed_in_few_requests_and_counts_from_their_
 
 async def _until(condition: Callable[[], bool]) -> None:
     while not condition():
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.001)
 
 
 async def test_a_renewal_that_is_refused_ends_its_run_alone(opened: Any, speaking: Any) -> None:

@@ -95,12 +95,15 @@ async def test_an_answer_that_trickles_for_ever_is_an_outage() -> None:
 
     server = await asyncio.start_server(trickle, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    http = Server(url=f"http://127.0.0.1:{port}", token="", timeout=0.05, clock=SystemClock())
-    with pytest.raises(Unreachable, match="no whole answer"):
-        await http.call("/call", {})
-    await http.close()
-    server.close()
-    await server.wait_closed()
+    # Long enough for each next part on a busy machine; all of it may take ten times that.
+    http = Server(url=f"http://127.0.0.1:{port}", token="", timeout=0.15, clock=SystemClock())
+    try:
+        with pytest.raises(Unreachable, match="no whole answer"):
+            await http.call("/call", {})
+    finally:
+        await http.close()
+        server.close()
+        await server.wait_closed()
 
 
 async def test_an_answer_without_end_is_read_no_further_than_the_limit() -> None:

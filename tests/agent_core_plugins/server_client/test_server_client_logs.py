@@ -84,7 +84,7 @@ def taking(request: Request) -> Reply:
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(10):
         while not condition():
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
 
 
 def asked(server: ScriptedServer) -> int:

@@ -88,7 +88,7 @@ async def claiming(site: Any, need: Need) -> Any:
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(10):
         while not condition():
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
 
 
 def names(claim: Claim) -> list[str]:
