@@ -50,17 +50,21 @@ def check_ran_once(base: Path, told: dict[str, dict[str, Any]]) -> None:
             assert (end["code"], end["out"]) == (entry["code"], f"out {entry['code']}\n"), entry
 
 
+def begun(ledger: Path) -> int:
+    return ledger.read_bytes().count(b'"begun"') if ledger.exists() else 0
+
+
 def kill_at_random(
     base: Path, runtime: Path, chance: random.Random, *, supervisor: bool, agent: bool
 ) -> None:
     ledger = base / "ledger"
-    known = ledger.stat().st_size if ledger.exists() else 0
+    known = begun(ledger)
     process = start(base, runtime, "work")
     assert process.stdout is not None
     if chance.random() < 0.7:  # else somewhere in its start
         process.stdout.readline()
-        while ledger.stat().st_size == known:  # until it works, however slow this machine is
-            time.sleep(0.002)
+        while begun(ledger) == known:  # until a task of its runs, however slow this machine is
+            time.sleep(0.005)
     time.sleep(chance.uniform(0, 0.25))
     if supervisor:
         for pid in supervisors(runtime):
