@@ -205,9 +205,10 @@ def remove(connection: Connection, task_id: str) -> dict[str, Json]:
     if task.status in HELD:
         raise Problem(Code.CONFLICT, "an agent holds the task; cancel it first")
     if waiting := dependencies.waiting_for(connection, task_id):
-        raise Problem(
-            Code.CONFLICT, f"task {waiting[:80]} waits for it; cancel or delete that one first"
-        )
+        what = "cancel or delete that one first"
+        if task.status in FINAL:  # of so many that they are told in pieces
+            what = "it is told of this one's end in a moment; try again then"
+        raise Problem(Code.CONFLICT, f"task {waiting[:80]} waits for it; {what}")
     if task.unmet:
         dependencies.forget(connection, task_id)
     connection.execute(_NO_PIECES, {"task": task_id})

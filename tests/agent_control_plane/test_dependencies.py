@@ -4,8 +4,10 @@ import asyncio
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection
 
-from agent_control_plane import dependencies
+from agent_control_plane import dependencies, tasks
+from agent_control_plane.descriptions import Description
 from tests.agent_control_plane.kit import House, Place, open_house
 
 
@@ -29,6 +31,27 @@ async def chain(house: House, length: int) -> list[dict[str, Any]]:
         for number in range(1, length)
     ]
     return made
+
+
+async def many(
+    house: House, number: int, on: str, *, chained: bool = False
+) -> list[dict[str, Any]]:
+    """So many that wait for `on`, or each for the one before it; submitted in one transaction."""
+    plane, now = house.plane, house.clock.wall()
+
+    def submit(connection: Connection) -> list[dict[str, Any]]:
+        made: list[dict[str, Any]] = []
+        for _ in range(number):
+            before = made[-1]["id"] if chained and made else on
+            body = Description(command="x", depends_on=[before])
+            made.append(tasks.submit(connection, body, now, plane.terms, plane.gauge))
+        return made
+
+    return await plane.db.write(submit)
+
+
+def count(house: House, status: str) -> int:
+    return int(house.place.query("SELECT count(*) FROM tasks WHERE status = ?", status)[0][0])
 
 
 async def test_a_task_waits_until_all_that_it_depends_on_have_completed(house: House) -> None:
@@ -189,12 +212,13 @@ async def test_a_crowd_is_told_in_pieces_and_nobody_is_forgotten(
 ) -> None:
     a = await house.user.submit(id="a")
     size = dependencies.PIECE + 7
-    crowd = [await house.user.submit(depends_on=["a"]) for _ in range(size)]
+    crowd = await many(house, size, "a")
     last = await house.user.submit(depends_on=[crowd[-1]["id"]])
     await ended(house, a, exit_code)
     # One transaction told a piece of them, and no more.
-    told = len([task for task in crowd if (await house.user.get(task))["status"] == "failed"])
-    assert told == (dependencies.PIECE if exit_code else 0)
+    assert count(house, "failed") == (dependencies.PIECE + 1 if exit_code else 0)
+    ready = house.place.query("SELECT count(*) FROM tasks WHERE ready_for IS NOT NULL")[0][0]
+    assert ready == (0 if exit_code else dependencies.PIECE)
     await house.plane.sweep()
     if exit_code:
         assert await house.agent().claim() == []
@@ -210,10 +234,12 @@ async def test_a_crowd_is_told_in_pieces_and_nobody_is_forgotten(
 
 
 async def test_a_long_chain_ends_as_a_whole_and_says_where_it_began(house: House) -> None:
-    made = await chain(house, dependencies.PIECE + 10)
-    await ended(house, made[0], 7)
+    first = await house.user.submit(id="t0")
+    made = await many(house, dependencies.PIECE + 10, "t0", chained=True)
+    await ended(house, first, 7)
+    assert count(house, "failed") == dependencies.LINKS + 1
     await house.plane.sweep()
-    assert await states(house, made[1], made[-1]) == ["failed", "failed"]
+    assert count(house, "failed") == len(made) + 1
     words = (await house.user.get(made[-1]))["error"]
     assert words.startswith(f"dependency {made[-2]['id']} did not complete: dependency ")
     assert words.endswith("dependency t0 did not complete: exit code 7")
@@ -223,8 +249,7 @@ async def test_a_long_chain_ends_as_a_whole_and_says_where_it_began(house: House
 async def test_a_server_that_ended_between_pieces_goes_on_with_the_rest(place: Place) -> None:
     async with open_house(place) as house:
         a = await house.user.submit(id="a")
-        for _ in range(dependencies.PIECE + 5):
-            await house.user.submit(depends_on=["a"])
+        await many(house, dependencies.PIECE + 5, "a")
         await ended(house, a, 1)
         _, page = await house.user.call("GET", params={"status": "pending"})
         assert len(page["tasks"]) == 5

@@ -364,4 +364,4 @@ class QueueLife(RuleBasedStateMachine):
 
 
 TestQueueLife = QueueLife.TestCase
-TestQueueLife.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+TestQueueLife.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
