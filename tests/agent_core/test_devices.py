@@ -1,6 +1,7 @@
 """Tasks that ask for devices: theirs alone, from the start to the end, across a restart."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ async def test_a_start_that_is_found_to_have_begun_nothing_gives_its_devices_bac
     await core.kill()
     await core.store._store.set_fact("life", "over")
     core = await core.again(gpus=gpus)
-    await core.add(Task(**{**_fields(stored), "devices": ("GPU-1",)}))
+    await core.add(replace(stored, devices=("GPU-1",)))
     await core.add(wants("t2"), wants("t3"))
     await core.start()
     runs = [await core.executor.next_run() for _ in range(2)]
@@ -111,10 +112,6 @@ async def test_a_start_that_is_found_to_have_begun_nothing_gives_its_devices_bac
     await settle(core)
     assert len(core.executor.runs) == 2
     await core.close()
-
-
-def _fields(given: Task) -> dict[str, Any]:
-    return {name: getattr(given, name) for name in given.__slots__}
 
 
 @pytest.mark.parametrize(
