@@ -17,7 +17,7 @@ import pytest
 from agent_core.clock import Instant
 from agent_core.errors import StoreError
 from agent_core.lifecycle import EventKind, Status
-from agent_core.models import Key, Lease, Task, TaskRun, Usage
+from agent_core.models import Change, Key, Lease, Task, TaskRun, Usage
 from agent_core.protocols import Store
 from agent_core.testing.making import finish, make_event, make_outcome, make_task
 from agent_core.testing.outbox import OutboxContract
@@ -143,6 +143,47 @@ class StoreContract(OutboxContract):
         assert kept is not None
         assert kept.start_id == f"s{won.index(True)}"
         assert len(await store.outbox(limit=10)) == 1
+
+    async def test_of_changes_kept_together_each_has_its_own_answer(self, store: Store) -> None:
+        first, second, third = make_task(), make_task(), make_task()
+        await store.add([first, second, third], {})
+        begun = {"status": Status.ASSIGNED, "start_id": "s"}
+        after = replace(first, status=Status.ASSIGNED, start_id="s")
+        changes = [
+            Change(before=first, changes=begun, events=[make_event(first, EventKind.STATE)]),
+            Change(
+                before=replace(second, status=Status.RUNNING),
+                changes={"status": Status.PENDING},
+                events=[make_event(second, EventKind.STATE)],
+                ended_run=TaskRun(1, 1.0, make_outcome()),
+            ),
+            Change(
+                before=after,
+                changes={"status": Status.RUNNING, "run_no": 1},
+                events=[make_event(first, EventKind.START), make_event(first, EventKind.STATE)],
+            ),
+            Change(before=third, changes={"due_at": 7.0}),
+        ]
+        assert await store.save_all(changes) == [True, False, True, True]
+        assert await store.get(first.key) == replace(after, status=Status.RUNNING, run_no=1)
+        assert await store.get(second.key) == second
+        assert await store.get(third.key) == replace(third, due_at=7.0)
+        told = [(event.key, event.kind) for event in await store.outbox(limit=10)]
+        kinds = (EventKind.STATE, EventKind.START, EventKind.STATE)
+        assert told == [(first.key, kind) for kind in kinds]
+        assert await store.runs(second.key) == []
+
+    async def test_of_changes_with_one_that_cannot_be_kept_none_is(self, store: Store) -> None:
+        first, second = make_task(), make_task()
+        await store.add([first, second], {})
+        changes = [
+            Change(before=first, changes={"status": Status.ASSIGNED}),
+            Change(before=second, changes={"start_id": "\ud800"}),
+        ]
+        with pytest.raises(StoreError):
+            await store.save_all(changes)
+        assert [await store.get(each.key) for each in (first, second)] == [first, second]
+        assert await store.save_all([]) == []
 
     # --- lists
 

@@ -8,8 +8,10 @@ from agent_core_plugins.sqlite_store import rows
 from agent_core_plugins.sqlite_store import statements as sql
 
 
-def written(change: Change) -> Callable[[sqlite3.Connection], bool]:
-    """Made ready in the caller's thread; False, and nothing done, if the task is otherwise by now.
+def written(change: Change) -> Callable[[sqlite3.Connection], list[int] | None]:
+    """Made ready in the caller's thread; gives the numbers of the events.
+
+    None, and nothing done, if the task is otherwise by now.
 
     Raises StoreError for a field that no move may change.
     """
@@ -22,13 +24,11 @@ def written(change: Change) -> Callable[[sqlite3.Connection], bool]:
     events = [sql.ADD_EVENT.values(rows.event_row(event)) for event in change.events]
     ended = rows.run_row(before.key, change.ended_run) if change.ended_run else None
 
-    def write(db: sqlite3.Connection) -> bool:
+    def write(db: sqlite3.Connection) -> list[int] | None:
         if db.execute(move.text, values).rowcount != 1:
-            return False
+            return None
         if ended is not None:
             db.execute(sql.ADD_RUN.text, ended)
-        for told in events:
-            db.execute(sql.ADD_EVENT.text, told)
-        return True
+        return [int(db.execute(sql.ADD_EVENT.text, told).lastrowid or 0) for told in events]
 
     return write

@@ -127,6 +127,9 @@ def _settled() -> Delete:
 
 
 SETTLE = prepared(_settled())
+SETTLE_RANGE = prepared(
+    delete(OUTBOX).where(OUTBOX.c.seq.between(bindparam("first"), bindparam("last")))
+)
 
 
 def _bury() -> ClauseElement:
@@ -179,7 +182,11 @@ NEXT_DUE = along(
     "tasks_by_due_time",
     select(func.min(TASKS.c.due_at)).where(WAITS, TASKS.c.due_at > bindparam("now")),
 )
-GET_OUTBOX = prepared(select(*(OUTBOX.c[name] for name in EVENT)).order_by(OUTBOX.c.seq))
+GET_OUTBOX = prepared(
+    select(*(OUTBOX.c[name] for name in EVENT))
+    .where(OUTBOX.c.seq > bindparam("after", type_=Integer))
+    .order_by(OUTBOX.c.seq)
+)
 GET_DEAD_LETTERS = prepared(
     select(*(DEAD_LETTERS.c[name] for name in EVENT), DEAD_LETTERS.c.code, DEAD_LETTERS.c.message)
     .order_by(DEAD_LETTERS.c.seq)

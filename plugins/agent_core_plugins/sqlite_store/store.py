@@ -4,15 +4,13 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from agent_core import (
     Answer,
     Change,
     Event,
-    EventKind,
     Key,
-    Outcome,
     Receipt,
     Status,
     StoreError,
@@ -23,13 +21,14 @@ from agent_core_plugins.sqlite_store import rows
 from agent_core_plugins.sqlite_store import statements as sql
 from agent_core_plugins.sqlite_store.failures import translated
 from agent_core_plugins.sqlite_store.opening import Opened
+from agent_core_plugins.sqlite_store.reading import dead_letter, first, with_outcomes
 from agent_core_plugins.sqlite_store.saving import written
+from agent_core_plugins.sqlite_store.window import Window
 from agent_core_plugins.sqlite_store.writer import Writer
 
 T = TypeVar("T")
 
 LIST_LIMIT = 10_000  # rows at most of one answer, whatever was asked for
-OUTBOX_BYTES = 8 * 2**20  # of output at most in one answer, unless one event alone has more
 
 
 class SqliteTasks:
@@ -41,6 +40,8 @@ class SqliteTasks:
         self._writer = Writer(opened.writing, opened.path)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="sqlite_store reader")
         self._closing: asyncio.Future[None] | None = None
+        self._window = Window()
+        self._reading = asyncio.Lock()  # of the outbox
 
     # --- writes
 
@@ -73,20 +74,29 @@ class SqliteTasks:
 
     async def save_all(self, changes: Sequence[Change]) -> list[bool]:
         moves = [written(change) for change in changes]
-        return await self._writer.do(lambda db: [move(db) for move in moves])
+
+        def kept(numbers: Sequence[list[int] | None]) -> None:
+            for change, given in zip(changes, numbers, strict=True):
+                if given:
+                    self._window.kept(change.events, given)
+
+        done = await self._writer.do(lambda db: [move(db) for move in moves], kept)
+        return [numbers is not None for numbers in done]
 
     async def settle(self, receipts: Sequence[Receipt]) -> None:
-        answered = [receipt for receipt in receipts if receipt.answer is not Answer.RETRY]
-        if not answered:
+        refused = [each for each in receipts if each.answer is Answer.REFUSED]
+        final = [each.seq for each in receipts if each.answer is not Answer.RETRY]
+        if not final:
             return
+        ranges = _ranges(final)
 
         def work(db: sqlite3.Connection) -> None:
-            for receipt in answered:
-                if receipt.answer is Answer.REFUSED:
-                    db.execute(sql.BURY.text, (int(receipt.code), receipt.message, receipt.seq))
-                db.execute(sql.SETTLE.text, (receipt.seq,))
+            for each in refused:
+                db.execute(sql.BURY.text, (int(each.code), each.message, each.seq))
+            for each_range in ranges:
+                db.execute(sql.SETTLE_RANGE.text, each_range)
 
-        await self._writer.do(work)
+        await self._writer.do(work, lambda _: self._window.settled(final))
 
     async def set_fact(self, name: str, value: str) -> None:
         await self._writer.do(lambda db: db.execute(sql.SET_FACT.text, (name, value)) and None)
@@ -125,7 +135,7 @@ class SqliteTasks:
 
         def work(db: sqlite3.Connection) -> list[Task]:
             found = db.execute(sql.DUE.text, (now,))
-            keys = _first(found, limit, lambda key: key not in skip)
+            keys = first(found, limit, lambda key: key not in skip)
             get = sql.GET_LISTED.text
             return [rows.as_task(db.execute(get, key).fetchone()) for key in keys]
 
@@ -151,13 +161,44 @@ class SqliteTasks:
         skip_sources: Collection[str] = frozenset(),
     ) -> list[Event]:
         limit = min(limit, LIST_LIMIT)
+        async with self._reading:
+            found, enough = self._window.first(limit, skip, skip_sources)
+            while not enough and self._window.more and (space := self._window.space) > 0:
+                await self._widen(space)
+                found, enough = self._window.first(limit, skip, skip_sources)
+            if found or limit <= 0 or not self._window.more:
+                return found  # what is beyond is told when these are
+            return await self._beyond(limit, skip, skip_sources)
+
+    async def _widen(self, space: int) -> None:
+        """Read on in the table where memory ends."""
+        after = self._window.upto
+
+        def work(db: sqlite3.Connection) -> tuple[list[Event], bool]:
+            rest = first(db.execute(sql.GET_OUTBOX.text, (after,)), space, lambda row: True)
+            events = with_outcomes(db, rest)
+            return events, len(events) < space and len(events) == len(rest)
+
+        self._window.begin_reading()
+        found: list[Event] = []
+        all_of_it = False
+        try:
+            found, all_of_it = await self._read(work)
+        finally:
+            self._window.end_reading(found, all_of_it=all_of_it)
+
+    async def _beyond(
+        self, limit: int, skip: Collection[Key], skip_sources: Collection[str]
+    ) -> list[Event]:
+        """From the table alone: memory is full of events that are not wanted now."""
+        after = self._window.upto
 
         def wanted(row: rows.Row) -> bool:
             return row[3] not in skip_sources and (row[1], row[2]) not in skip
 
         def work(db: sqlite3.Connection) -> list[Event]:
-            found = _first(db.execute(sql.GET_OUTBOX.text), limit, wanted)
-            return _with_outcomes(db, found)
+            found = first(db.execute(sql.GET_OUTBOX.text, (after,)), limit, wanted)
+            return with_outcomes(db, found)
 
         return await self._read(work)
 
@@ -166,7 +207,7 @@ class SqliteTasks:
 
         def work(db: sqlite3.Connection) -> list[tuple[Event, Receipt]]:
             found = db.execute(sql.GET_DEAD_LETTERS.text, (limit,))
-            return [_dead_letter(db, row) for row in found.fetchall()]
+            return [dead_letter(db, row) for row in found.fetchall()]
 
         return await self._read(work)
 
@@ -207,47 +248,12 @@ class SqliteTasks:
         await asyncio.to_thread(self._opened.close)
 
 
-def _first(found: Iterable[Any], limit: int, wanted: Callable[[rows.Row], bool]) -> list[rows.Row]:
-    """The first of them that are wanted; the rest is not even read."""
-    kept: list[rows.Row] = []
-    if limit <= 0:
-        return kept
-    for row in found:
-        if wanted(row):
-            kept.append(row)
-            if len(kept) == limit:
-                break
-    return kept
-
-
-def _with_outcomes(db: sqlite3.Connection, found: Sequence[rows.Row]) -> list[Event]:
-    """As many of the events as fit into the bound with what their tasks and runs printed."""
-    events: list[Event] = []
-    size = 0
-    for row in found:
-        outcome = _outcome(db, row)
-        if outcome is not None:
-            size += len(outcome.stdout) + len(outcome.stderr)
-            if events and size > OUTBOX_BYTES:
-                break
-        events.append(rows.as_event(row, outcome))
-    return events
-
-
-def _outcome(db: sqlite3.Connection, event: rows.Row, *, output: bool = True) -> Outcome | None:
-    kind, task_id, attempt_id, run_no = event[0], event[1], event[2], event[4]
-    if kind == EventKind.RUN:
-        statement = sql.RUN_OUTCOME if output else sql.RUN_END
-        row = db.execute(statement.text, (task_id, attempt_id, run_no)).fetchone()
-    elif kind in {EventKind.COMPLETE, EventKind.RELEASE}:
-        statement = sql.TASK_OUTCOME if output else sql.TASK_END
-        row = db.execute(statement.text, (task_id, attempt_id)).fetchone()
-    else:
-        return None
-    return rows.as_outcome(row) if row else None
-
-
-def _dead_letter(db: sqlite3.Connection, row: rows.Row) -> tuple[Event, Receipt]:
-    event = rows.as_event(row, _outcome(db, row, output=False))
-    receipt = Receipt(seq=event.seq, answer=Answer.REFUSED, code=row[9], message=row[10])
-    return event, receipt
+def _ranges(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Runs of consecutive numbers, first and last of each."""
+    ranges: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if ranges and number <= ranges[-1][1] + 1:
+            ranges[-1] = (ranges[-1][0], number)
+        else:
+            ranges.append((number, number))
+    return ranges

@@ -22,6 +22,7 @@ class _Job(NamedTuple):
     work: Work
     loop: asyncio.AbstractEventLoop
     future: "asyncio.Future[Any]"
+    then: Callable[[Any], None] | None
 
 
 class _Done(NamedTuple):
@@ -47,13 +48,16 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="sqlite_store writer", daemon=True)
         self._thread.start()
 
-    async def do(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def do(
+        self, work: Callable[[sqlite3.Connection], T], then: Callable[[T], None] | None = None
+    ) -> T:
         """The work's result, once it is on disk. Raises StoreFull or StoreError: nothing is kept.
 
-        Cancelling the wait cancels no work: whether it was kept is then for a read to tell.
+        Cancelling the wait cancels no work: whether it was kept is then for a read to tell. `then`
+        is called with the result all the same, in the caller's thread, in the order of the commits.
         """
         loop = asyncio.get_running_loop()
-        job = _Job(work, loop, loop.create_future())
+        job = _Job(work, loop, loop.create_future(), then)
         with self._changed:
             if self._closing:
                 raise StoreError(f"the database {self._path} is closed; start the agent again")
@@ -128,6 +132,8 @@ def _answer(done: Sequence[_Done]) -> None:
 
 def _resolve(done: Sequence[_Done]) -> None:
     for job, result, error in done:
+        if job.then is not None and error is None:
+            job.then(result)
         if job.future.done():
             continue  # its caller was cancelled
         if error is not None:
