@@ -28,6 +28,7 @@ _AGENT = (
         agents.c.last_seen_at,
         agents.c.has,
         agents.c.free,
+        commands.EXIST.label("commanded"),
     )
     .where(agents.c.id == bindparam("agent"))
     .with_for_update()  # one claim of an agent at a time, whichever server it asks
@@ -39,6 +40,7 @@ class Known(NamedTuple):
 
     max_workers: int | None  # None = it never said
     has: str  # what its machine has, as offers.py reads it
+    commanded: bool = False  # there may be commands for it
 
 
 def seen(connection: Connection, agent_id: str, machine_id: str, now: float, **said: Any) -> Known:
@@ -56,7 +58,9 @@ def seen(connection: Connection, agent_id: str, machine_id: str, now: float, **s
     if said or row.machine_id != machine_id or not 0 <= now - row.last_seen_at < SEEN_EVERY:
         values = {"machine_id": machine_id, "last_seen_at": now, **said}
         connection.execute(update(agents).where(agents.c.id == agent_id).values(values))
-    return Known(said.get("max_workers") or row.max_workers, said.get("has", row.has))
+    return Known(
+        said.get("max_workers") or row.max_workers, said.get("has", row.has), row.commanded
+    )
 
 
 _BLANK: Final = {"version": "", "hostname": "", "ip_address": ""}
@@ -94,10 +98,10 @@ def heartbeat(
     connection: Connection, call: schemas.Heartbeat, now: float, commanded: bool
 ) -> dict[str, Json]:
     metrics = json.dumps(call.metrics, allow_nan=False) if call.metrics is not None else None
-    seen(connection, call.agent_id, call.machine_id, now, metrics=metrics)
+    known = seen(connection, call.agent_id, call.machine_id, now, metrics=metrics)
     if not commanded:
         return {"status": "ok"}
-    told = commands.tell(connection, call.agent_id, now)
+    told = commands.tell(connection, call.agent_id, now) if known.commanded else commands.NONE
     return {"status": "ok", "commands": list(told.commands)}
 
 

@@ -104,12 +104,14 @@ async def _alone(db: Database, batch: Batch, event: Read) -> dict[str, Json]:
 def take(connection: Connection, batch: Batch, events: Sequence[Read]) -> dict[str, Json]:
     """An answer for each event, by position; what is refused has changed nothing."""
     call, now = batch.call, batch.now
-    agents.seen(connection, call.agent_id, call.machine_id, now)
+    known = agents.seen(connection, call.agent_id, call.machine_id, now)
     taking = _Taking(connection, batch)
     taking.load(events)
     results = [taking.one(event) for event in events]
     taking.save()
-    said = commands.tell(connection, call.agent_id, now) if batch.commanded else commands.NONE
+    said = commands.NONE
+    if batch.commanded and known.commanded:
+        said = commands.tell(connection, call.agent_id, now)
     return {"results": results, "commands": list(said.commands)}
 
 

@@ -36,6 +36,8 @@ _OPEN = (
     .order_by(commands.c.created_at, commands.c.id)
     .limit(TOLD_AT_ONCE)
 )
+# Whether there may be any for the agent of the row around it.
+EXIST: Final = select(commands.c.id).where(commands.c.agent_id == agents.c.id).exists()
 _TOLD = (
     update(commands)
     .where(commands.c.id.in_(bindparam("ids", expanding=True)))

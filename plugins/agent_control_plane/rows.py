@@ -78,9 +78,6 @@ def _update_all(
         if columns:
             alike.setdefault(tuple(columns), []).append({"_id": row_id, **plain(columns)})
     for names, rows in alike.items():
-        if len(rows) == 1:
-            connection.execute(_update(table, names), rows[0])
-            continue
         # Text and numbers need no conversion, whose bookkeeping would cost more than the update.
         statement, places = _driver_update(connection.dialect, table, names)
         given: Any = rows
