@@ -183,11 +183,7 @@ class _Room:
         self._slots = 0 if free is None else free.slots
 
     def takes(self, text: str) -> bool:
-        """Whether one more fits; then it is taken.
-
-        What asks for resources must find a slot too: granted ahead of one, it would hold
-        resources that another machine has free.
-        """
+        """Whether one more fits, by the rule of needs.fits; then it is taken."""
         wanted = needs.read(text).resources
         if wanted and (self._free is None or self._slots <= 0):
             return False

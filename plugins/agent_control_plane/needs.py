@@ -72,12 +72,17 @@ def may_run(needs: Needs, offer: Offer) -> bool:
 
 
 def fits(needs: Needs, offer: Offer) -> bool:
-    """Whether the agent could be given a task of this line now, apart from its slots."""
+    """Whether the agent could be given a task of this line now.
+
+    What asks for resources must find a slot too: granted ahead of one, it would hold resources
+    that another machine has free. What asks for none may be had ready.
+    """
     if not may_run(needs, offer):
         return False
     if not needs.resources:
         return True
-    return offer.free is not None and fitting(needs.resources, offer.free) is not None
+    free = offer.free
+    return free is not None and free.slots > 0 and fitting(needs.resources, free) is not None
 
 
 def takes(offer: Offer, ready_for: str, needs: str, priority: int) -> bool:

@@ -71,6 +71,9 @@ def test_a_hanging_claim_is_told_apart_by_machine_needs_and_urgency() -> None:
     assert needs.takes(replace(full, limit=2), "", two, 2), "also where it has others ready"
     assert not needs.takes(replace(full, limit=2), "", two, 3)
     assert not needs.takes(Offer(machine_id="m", limit=1), "", gpu, 1)
+    no_slot = Offer(machine_id="m", limit=3, free=Free(slots=0, devices=both.devices), whole=both)
+    assert needs.takes(no_slot, "", "", 9)  # to have it ready
+    assert not needs.takes(no_slot, "", gpu, 1)
 
 
 async def test_what_is_asked_for_comes_back_in_one_form(house: House) -> None:
