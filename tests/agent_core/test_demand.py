@@ -149,6 +149,14 @@ async def test_those_for_whom_room_is_coming_and_those_ahead_are_counted(core: C
         run.end()
 
 
+async def test_one_that_is_ended_by_its_user_makes_room_for_nobody_else(core: Core) -> None:
+    low, _ = await running(core, task("low", priority=9), task("middle", priority=4))
+    low.deaf, low.grace = True, 3600.0
+    await core.worker.cancel(task("low").key, code=1, reason="by Ada")
+    assert now(core).urgent_at_most == 1
+    low.end()
+
+
 # --- when it has changed
 
 
@@ -170,8 +178,9 @@ class Alone:
         clock = TurnedClock()
         self.machine = Machine(2, {}, clock)
         self.machine.learn(Inventory(cpu_cores=4, gpus=GPUS))
-        waiting = Waiting(Line(), Feed(None, clock), self.machine.could_run)  # type: ignore[arg-type]  # never asked
-        self.demands = Demands(self.machine, waiting, clock, gather=3600.0)
+        store: Any = None  # nothing is brought in here
+        self.waiting = Waiting(Line(), Feed(store, clock), self.machine.could_run)
+        self.demands = Demands(self.machine, self.waiting, clock, gather=3600.0)
         self.demands.look()
         self.changed = self.demands.changed.next()
 
@@ -213,3 +222,20 @@ async def test_more_slots_than_before_are_no_news() -> None:
     alone.give_back(task("t1"))
     assert alone.demands._later is None
     assert not alone.changed.done()
+
+
+async def test_each_time_that_there_is_room_again_is_told_at_once() -> None:
+    alone = Alone()
+    for name in ("t1", "t2"):
+        alone.take(task(name))
+    for _ in range(2):
+        changed = alone.demands.changed.next()
+        alone.waiting.add(task("t3"))
+        alone.waiting.add(task("t4"))
+        alone.demands.look()
+        assert not changed.done()
+        assert alone.demands.slots == 0
+        alone.waiting.remove(task("t4").key)
+        alone.demands.look()
+        assert changed.done()
+    alone.demands.close()

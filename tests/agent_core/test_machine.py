@@ -67,10 +67,12 @@ def test_those_that_are_wished_are_given_where_they_are_free_and_fit():
     assert house.take(wants("c", gpus=1, gpu="h100"), ["GPU-2"]) is None, "of another kind"
 
 
-def test_ten_tenths_of_a_processor_are_one():
-    house = Machine(20, {}, TurnedClock())
-    house.learn(inventory(cpus=1))
-    assert [house.take(wants(f"t{n}", cpus=0.1)) for n in range(11)] == [()] * 10 + [None]
+def test_parts_of_processors_add_up_to_whole_ones():
+    house = machine()
+    asked = [7.7, 0.2, 0.1, 0.1]  # 8 - (7.7 + 0.2) is less than 0.1 to a computer
+    given_out = [house.take(wants(f"t{n}", cpus=each)) for n, each in enumerate(asked)]
+    assert given_out == [(), (), (), None]
+    assert house.free.cpus == 0.0
 
 
 def test_what_ran_before_a_restart_keeps_its_devices_before_they_are_even_known():
