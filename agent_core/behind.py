@@ -58,7 +58,6 @@ class Behind:
         self._clock = clock
         self._stored = stored  # called when events were stored
         self._backoff = backoff()
-        self._loop = asyncio.get_running_loop()
         self._queue: list[_Entry] = []
         self._hurry = False  # somebody in the queue waits to go on
         self._gathering: asyncio.Future[None] | None = None
@@ -73,7 +72,7 @@ class Behind:
         Raises Conflict if the task stood elsewhere, StoreError if it could not be stored; the
         latter never where `keep` is set: for what has happened already.
         """
-        future: asyncio.Future[None] = self._loop.create_future()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append(_Entry(change=change, keep=keep, waiting=[future]))
         self._hurry = self._hurry or soon
         if self._storing is None:
@@ -109,8 +108,9 @@ class Behind:
             self._storing = None
 
     async def _gather(self) -> None:
-        self._gathering = self._loop.create_future()
-        timer = self._loop.call_later(GATHER, _resolve, self._gathering)
+        loop = asyncio.get_running_loop()
+        self._gathering = loop.create_future()
+        timer = loop.call_later(GATHER, _resolve, self._gathering)
         try:
             await self._gathering
         finally:
