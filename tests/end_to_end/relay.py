@@ -135,7 +135,10 @@ async def _whole(reader: asyncio.StreamReader, data: bytes) -> bytes:
     found = LENGTH.search(data)
     assert found, "an agent tells how long its request is"
     missing = data.index(b"\r\n\r\n") + 4 + int(found[1]) - len(data)
-    return data + await reader.readexactly(missing) if missing > 0 else data
+    try:
+        return data + await reader.readexactly(missing) if missing > 0 else data
+    except asyncio.IncompleteReadError:
+        raise ConnectionResetError("the agent died while it asked") from None
 
 
 def _stand_for(request: bytes) -> list[str]:
