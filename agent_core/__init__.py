@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from agent_core import resources
-from agent_core.api import wire
+from agent_core.api import resources, wire
+from agent_core.api.resources import Device, Free, Resources
 from agent_core.api.wire import Answer, Code, Json
 from agent_core.backoff import Backoff, pause
 from agent_core.clock import Clock, Instant
@@ -51,7 +51,6 @@ from agent_core.models import (
 from agent_core.program import find_program, never_ran
 from agent_core.protocols import AgentHandle, Execution, Held, PluginContext, Scheduler, Store
 from agent_core.removal import remove
-from agent_core.resources import Device, Free, Resources
 from agent_core.signals import Signal
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from agent_core import attempts
+from agent_core.api.resources import Free
 from agent_core.models import Key, Task
-from agent_core.resources import Free
 from agent_core.slots import Slots
 from agent_core.waiting import Waiting
 from agent_core.workbench import Workbench

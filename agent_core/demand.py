@@ -4,11 +4,11 @@ import asyncio
 from collections import deque
 from typing import NamedTuple
 
-from agent_core import resources
+from agent_core.api import resources
+from agent_core.api.resources import Free
 from agent_core.clock import Clock
 from agent_core.machine import Machine
 from agent_core.models import Demand
-from agent_core.resources import Free
 from agent_core.signals import Signal
 from agent_core.waiting import Waiting
 

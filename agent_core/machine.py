@@ -2,11 +2,11 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
-from agent_core import resources
+from agent_core.api import resources
+from agent_core.api.resources import Device, Free, Resources
 from agent_core.clock import Clock
 from agent_core.log import get
 from agent_core.models import Inventory, Key, Running, Task
-from agent_core.resources import Device, Free, Resources
 
 GIB = 2**30
 

@@ -6,10 +6,10 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
+from agent_core.api.resources import NO_ROOM, NOTHING, Device, Free, Resources
 from agent_core.api.wire import Answer, Code, Json
 from agent_core.clock import Clock, Instant
 from agent_core.lifecycle import EventKind, Status
-from agent_core.resources import NO_ROOM, NOTHING, Device, Free, Resources
 from agent_core.signals import Signal
 
 Stream = Literal["stdout", "stderr"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from agent_core.api.resources import Free
 from agent_core.api.wire import Json
 from agent_core.clock import Clock, Instant
 from agent_core.lifecycle import Status
@@ -27,7 +28,6 @@ from agent_core.models import (
     Task,
     TaskRun,
 )
-from agent_core.resources import Free
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Collection
 from enum import StrEnum
 
+from agent_core.api.resources import Free
 from agent_core.feed import Feed
 from agent_core.models import Key, Plan, Running, Task
 from agent_core.protocols import Scheduler
-from agent_core.resources import Free
 
 WINDOW = 1000  # tasks that wait in memory for their turn; the rest waits in the store
 REFILL = 50  # of them may begin before more are brought in, where the store has many

@@ -5,7 +5,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from agent_core import resources
+from agent_core.api import resources
 from agent_core.api.wire import Json
 
 F = TypeVar("F", bound=Callable[..., Any])

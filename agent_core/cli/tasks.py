@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent_core import resources
+from agent_core.api import resources
 from agent_core.api.wire import Json
 from agent_core.cli.config import connect, user_name
 from agent_core.cli.ids import id_argument

@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import pytest
 
+from agent_core.api.resources import Free
 from agent_core.lifecycle import Status
 from agent_core.models import Key, Running
 from agent_core.protocols import Scheduler
-from agent_core.resources import Free
 from agent_core.testing.making import make_task
 
 

@@ -17,8 +17,8 @@ from agent_control_plane.states import Task
 from agent_control_plane.tables import tasks
 from agent_control_plane.views import DESCRIPTION
 from agent_core.api.http import Problem
+from agent_core.api.resources import Free, fitting, without
 from agent_core.api.wire import Code
-from agent_core.resources import Free, fitting, without
 
 MOST_LINES: Final = 1000  # for one machine, and as many for any; submit keeps to it
 

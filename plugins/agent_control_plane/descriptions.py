@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, mod
 
 from agent_control_plane import needs
 from agent_control_plane.schemas import ID, FromUser, Plain, wrong
-from agent_core import resources
+from agent_core.api import resources
 
 YEARS = 10 * 366 * 86400  # seconds; the longest time that anything is asked to take
 MOST_DEPENDENCIES = 1000  # of one task

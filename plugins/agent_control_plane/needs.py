@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Final
 
-from agent_core.resources import NOTHING, Free, Resources, as_json, fitting
-from agent_core.resources import read as read_resources
+from agent_core.api.resources import NOTHING, Free, Resources, as_json, fitting
+from agent_core.api.resources import read as read_resources
 
 MOST_BYTES: Final = 1500  # of the text in UTF-8: it stands in an index, whose entries are bounded
 

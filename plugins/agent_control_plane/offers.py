@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from agent_control_plane import schemas
 from agent_control_plane.needs import Offer
+from agent_core.api.resources import MOST_BYTES, Device, Free, Resources, read
 from agent_core.api.wire import Json
-from agent_core.resources import MOST_BYTES, Device, Free, Resources, read
 
 EVERYTHING: Final = Free(slots=0, cpus=math.inf, memory=MOST_BYTES)  # of what is not told
 

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Final
 
 from agent_control_plane.needs import Needs, Offer
-from agent_core.resources import Device, Free, Resources, fitting, suits, without
+from agent_core.api.resources import Device, Free, Resources, fitting, suits, without
 
 SILENT_AFTER: Final = 180.0  # seconds without a word of an agent
 _HOLDERS_NAMED: Final = 4

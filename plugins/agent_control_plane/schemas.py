@@ -15,7 +15,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from agent_core import resources
+from agent_core.api import resources
 from agent_core.api.wire import REPLACEMENT
 
 ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"

@@ -78,9 +78,7 @@ class TaskRow(Row, table=True):
     progress: int | None = fields.number(optional=True)
     progress_message: str = fields.text()
     unmet: int = fields.counter()  # dependencies that are not completed yet
-    awaited: int = (
-        fields.counter()
-    )  # 1 = others depend on it, and may not know of its end
+    awaited: int = fields.counter()  # 1 = others depend on it, and may not know of its end
     ready_for: str | None = fields.text(optional=True)
     wake_at: float | None = fields.seconds()
 

@@ -12,7 +12,7 @@ from sqlalchemy import insert
 from agent_control_plane import choice, needs
 from agent_control_plane.needs import Offer
 from agent_control_plane.tables import tasks
-from agent_core.resources import Device, Free, Resources
+from agent_core.api.resources import Device, Free, Resources
 from tests.agent_control_plane.kit import Agent, House, Place, open_house
 
 GIB = 2**30

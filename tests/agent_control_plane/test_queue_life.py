@@ -20,7 +20,7 @@ from agent_control_plane.tables import attempts, metadata
 from agent_control_plane.tables import dependencies as edges
 from agent_control_plane.tables import tasks as table
 from agent_core.api.http import Problem
-from agent_core.resources import read as read_resources
+from agent_core.api.resources import read as read_resources
 
 TERMS = Terms(lease_sec=300.0, disconnect_grace=600.0, max_attempts=3)
 KINDS = [

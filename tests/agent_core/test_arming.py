@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from agent_core.api.resources import Resources
 from agent_core.clock import Instant
 from agent_core.hookspecs import hookimpl
 from agent_core.lifecycle import Status
 from agent_core.models import Inventory, Launch, Lease, Task
 from agent_core.protocols import Execution
-from agent_core.resources import Resources
 from agent_core.testing.clock import TurnedClock
 from agent_core.testing.executors import HandExecutor, HandRun
 from tests.agent_core.core import Core, task, turns, until, within

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from agent_core.api.resources import Resources
 from agent_core.api.wire import Code
 from agent_core.dependencies import MOST_IDS, Dependencies, Ends
 from agent_core.errors import NotAccepted, StoreError, StoreFull
 from agent_core.feed import NEVER
 from agent_core.lifecycle import Status
 from agent_core.models import Outcome, Reason, Task, Verdict
-from agent_core.resources import Resources
 from tests.agent_core.core import Core, task, turns, within
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from agent_core.api.resources import Resources
 from agent_core.api.wire import Code
 from agent_core.hookspecs import hookimpl
 from agent_core.lifecycle import Status
 from agent_core.models import Gpu, Inventory, Reason, Task
-from agent_core.resources import Resources
 from agent_core.testing.executors import HandExecutor
 from tests.agent_core.core import Core, task, turns, until
 

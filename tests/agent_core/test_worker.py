@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from agent_core.api.resources import Free
 from agent_core.api.wire import Code
 from agent_core.clock import Instant
 from agent_core.errors import StoreError, StoreFull
 from agent_core.lifecycle import Move, Status
 from agent_core.models import Key, Lease, Plan, Reason, Running, Task, Verdict
-from agent_core.resources import Free
 from agent_core.testing.clock import TurnedClock
 from agent_core.waiting import REFILL, WINDOW, Aside
 from tests.agent_core.core import Core, GivenScheduler, task, turns, until, within
