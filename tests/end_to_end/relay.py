@@ -107,7 +107,7 @@ class Relay:
                 if call == "events":
                     data = await _whole(reader, data)
                     calls = _stand_for(data)
-                for each in calls:
+                for each in dict.fromkeys((call, *calls)):
                     self._tell("asked", each)  # what is lost here has not reached the server
                 self.calls += calls
                 self.requests.append(call)
