@@ -126,7 +126,7 @@ class Agent:
             failed = await self._until_stopped([*jobs, *serving])
             handle.stopping.set()
             if not failed:
-                await self._leave(worker, store, claims)
+                await self._leave(worker, store, handle, claims)
             return 1 if failed else 0
         finally:
             handle.stopping.set()
@@ -143,7 +143,9 @@ class Agent:
             self._log.error("a part of the agent ended, so it stops", part=job.get_name())
         return bool(done - {stopped})
 
-    async def _leave(self, worker: Worker, store: Store, claims: list["asyncio.Task[Any]"]) -> None:
+    async def _leave(
+        self, worker: Worker, store: Store, handle: Handle, claims: list["asyncio.Task[Any]"]
+    ) -> None:
         """Within the grace: answers awaited, runs handed over, the rest given back and told."""
         self._log.info("stopping; once more to leave at once", grace=self._grace)
 
@@ -152,8 +154,10 @@ class Agent:
             if claims:
                 await asyncio.wait(claims)
             await worker.give_back()
+            settled = handle.settled.next()
             while await store.outbox(limit=1):
-                await asyncio.sleep(0.05)
+                await settled
+                settled = handle.settled.next()
 
         leaving = _named("leave", gently())
         hurried = _named("hurry", self._hurried.wait())

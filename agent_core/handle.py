@@ -20,6 +20,7 @@ from agent_core.models import (
     Task,
 )
 from agent_core.protocols import Held, Store
+from agent_core.signals import Signal
 from agent_core.survey import Survey
 from agent_core.worker import Worker
 
@@ -54,6 +55,7 @@ class Handle:
         self._survey = survey
         self._local = local
         self._grew = grew
+        self.settled = Signal()  # something that was told is done
         self._outstanding: dict[int, Key] = {}  # whose events were read and are not settled
         self._log = get("agent")
 
@@ -130,6 +132,7 @@ class Handle:
 
     async def settle(self, receipts: Sequence[Receipt]) -> None:
         await self._store.settle(receipts)
+        self.settled.send()
         for receipt in receipts:
             key = self._outstanding.get(receipt.seq)
             if key is None or receipt.answer is Answer.RETRY:

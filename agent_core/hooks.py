@@ -24,6 +24,7 @@ from agent_core.models import (
     Task,
     Verdict,
 )
+from agent_core.prompt import begin
 from agent_core.protocols import AgentHandle, Execution, Scheduler, Store
 
 Implementation = tuple[str, Callable[..., Any]]
@@ -138,11 +139,14 @@ class Caller:
         """The first denial, else the first word of consent. Silence and errors are denials."""
         consent: Verdict | None = None
         for plugin, function in self._asked["validate"]:
+            limit: asyncio.Timeout | None = None
             try:
-                async with asyncio.timeout(self._limits.validate) as limit:
-                    verdict = await function(task=task, launch=launch)
+                at_once, verdict = begin(function(task=task, launch=launch))
+                if not at_once:
+                    async with asyncio.timeout(self._limits.validate) as limit:
+                        verdict = await verdict
             except Exception as error:
-                if limit.expired():
+                if limit is not None and limit.expired():
                     why = f"the validator {plugin} did not answer in {self._limits.validate:g} s"
                     return Verdict.deny(why)
                 self._log.exception("a validator failed", plugin=plugin)

@@ -21,12 +21,15 @@ class Turns:
         self._arming = Arming(bench, waiting, slots, ahead)
         self._log = get("worker")
 
-    def take(self, held: Mapping[Key, Task]) -> None:
-        """Let begin what can, and arm what comes next; `held` has each task as it stands."""
-        self._fill(held)
+    def take(self, held: Mapping[Key, Task], *, come: bool) -> None:
+        """Let begin what can, and arm what comes next; `held` has each task as it stands.
+
+        `come`: more waits than at the last turn; else only slots may have become free.
+        """
+        self._fill(held, come)
         self._arming.look(held)
 
-    def _fill(self, held: Mapping[Key, Task]) -> None:
+    def _fill(self, held: Mapping[Key, Task], come: bool) -> None:
         machine = self._bench.machine
         while self._waiting.in_line:
             free = machine.free
@@ -38,6 +41,8 @@ class Turns:
                 break
             for each in chosen:
                 self._begin(held[each.key], plan.devices.get(each.key, ()))
+            if not come and not machine.free_slots:
+                break  # who is free makes nobody else make room
 
     def _begin(self, task: Task, devices: Sequence[str]) -> None:
         """In a slot that is free, unless it may not begin now."""

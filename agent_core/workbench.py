@@ -15,9 +15,32 @@ from agent_core.hooks import Caller, Start, reason_of
 from agent_core.leases import Leases
 from agent_core.log import get
 from agent_core.machine import Machine
-from agent_core.models import Launch, Outcome, Task
+from agent_core.models import Key, Launch, Outcome, Task
 from agent_core.moves import Moves
 from agent_core.rooms import Rooms
+
+GOOD_ENOUGH = 5.0  # seconds for which a task that was allowed need not be judged again
+JUDGED = 1000  # launches that are kept for so long
+
+
+class Judged:
+    """Launches that were allowed when their tasks came, for as long as that word is good enough."""
+
+    def __init__(self) -> None:
+        self._launches: dict[Key, Launch] = {}
+
+    def keep(self, launch: Launch) -> None:
+        if len(self._launches) >= JUDGED:
+            self._launches.pop(next(iter(self._launches)))
+        self._launches[launch.key] = launch
+
+    def take(self, task: Task, devices: Sequence[str], now: Instant) -> Launch | None:
+        """The launch of this very start, if it was judged a moment ago; it is used once."""
+        launch = self._launches.pop(task.key, None)
+        if launch is None or launch.stored_at is None or devices:
+            return None
+        fresh = now.boottime - launch.stored_at.boottime <= GOOD_ENOUGH
+        return launch if fresh and launch.run_no == task.run_no + 1 else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +55,7 @@ class Workbench:
     runs_dir: Path
     backoff: Callable[[], Backoff] = Backoff  # for whatever is tried again
     rooms: Rooms = field(default_factory=Rooms)
+    judged: Judged = field(default_factory=Judged)
     log: Any = field(default_factory=lambda: get("runner"))
 
 
@@ -58,11 +82,21 @@ async def consider(
     return launch, None if verdict.allowed else endings.refused(Code.POLICY, verdict.reason)
 
 
+async def judge(bench: Workbench, task: Task) -> Outcome | None:
+    """Why a task that has come may not run here. What is allowed is not judged again at once."""
+    launch, refusal = await consider(bench, task, Instant.now(bench.clock))
+    if launch and not refusal:
+        bench.judged.keep(launch)
+    return refusal
+
+
 async def made_ready(
     bench: Workbench, task: Task, now: Instant, devices: Sequence[str] = ()
 ) -> tuple[Launch, Start] | Outcome:
     """The task's next start, and the executor that has taken it; or why it may not run."""
-    launch, refusal = await consider(bench, task, now, devices)
+    launch, refusal = bench.judged.take(task, devices, now), None
+    if launch is None:
+        launch, refusal = await consider(bench, task, now, devices)
     if refusal or launch is None:
         return refusal or endings.never_ran(NeverRan("nobody can make a launch of it"))
     try:

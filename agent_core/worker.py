@@ -2,11 +2,9 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
 
 from agent_core import attempts, endings, recovery
 from agent_core.api.wire import Code
-from agent_core.clock import Instant
 from agent_core.demand import Demands
 from agent_core.dependencies import Dependencies, Ends, held_back
 from agent_core.endings import Stop
@@ -20,7 +18,7 @@ from agent_core.runner import Runner
 from agent_core.slots import Slots
 from agent_core.turns import Turns
 from agent_core.waiting import WINDOW, Aside, Waiting
-from agent_core.workbench import Workbench, consider
+from agent_core.workbench import Workbench, judge
 
 
 class Worker:
@@ -40,11 +38,11 @@ class Worker:
         )
         self._turns = Turns(bench, self.waiting, self.slots, ahead)
         self._turning: asyncio.Handle | None = None
+        self._come = True  # more waits than at the last turn
         self._bench = bench
         self._store = store
         self._held: dict[Key, Task] = {}  # every task in memory that is not final
-        self._wake = asyncio.Event()  # the store may have something for us
-        self._runs = False  # nobody begins before everything is known
+        self._wake: asyncio.Future[None] | None = None  # the store may have something for us
         self._leaving = False
         self._log = get("worker")
 
@@ -94,7 +92,7 @@ class Worker:
                 self._log.error("an end cannot be saved now", task=older.task_id, why=str(error))
         for task in tasks:
             try:
-                _, refusal = await consider(self._bench, task, Instant.now(self._bench.clock))
+                refusal = await judge(self._bench, task)
                 if refusal and task.key in self._held:
                     await self._end(task, Move.REFUSE, refusal)
             except StoreError as error:
@@ -153,21 +151,16 @@ class Worker:
 
     async def run(self) -> None:
         """Bring in what waits in the store when its time has come. Ends only by an error."""
-        self._runs = True
         while True:
-            self._wake.clear()
+            self._wake = asyncio.get_running_loop().create_future()
             await self._take_in()
+            self._come = True
             self._take_turns()
-            wake = asyncio.ensure_future(self._wake.wait())
-            events: set[asyncio.Future[Any]] = {wake, self.slots.failed}
-            try:
-                await asyncio.wait(
-                    events,
-                    timeout=self.waiting.feed.until_due(),
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-            finally:
-                wake.cancel()
+            await asyncio.wait(
+                {self._wake, self.slots.failed},
+                timeout=self.waiting.feed.until_due(),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
             if self.slots.failed.done():
                 self.slots.failed.result()
 
@@ -178,21 +171,24 @@ class Worker:
         for task in await self.waiting.bring_in(self.slots.keys):
             self._held.setdefault(task.key, task)
 
-    def _turn(self) -> None:
+    def _turn(self, *, come: bool = True) -> None:
         """Something has changed: see to it when everything else that is ready was done."""
-        if self._turning is None and self._runs:
+        self._come = self._come or come
+        if self._turning is None and self._wake:  # nobody begins before `run`
             self._turning = asyncio.get_running_loop().call_soon(self._take_turns)
 
     def _take_turns(self) -> None:
         self._turning = None
+        come, self._come = self._come, False
         try:
             if not self._leaving:
-                self._turns.take(self._held)
+                self._turns.take(self._held, come=come)
             self._look()
         except Exception as error:  # a scheduler's, most likely: the agent ends by it
             self.slots.fail(error)
-        if self.waiting.wants_more or self.waiting.feed.earlier:
-            self._wake.set()
+        looks = self.waiting.wants_more or self.waiting.feed.earlier
+        if looks and self._wake and not self._wake.done():
+            self._wake.set_result(None)
 
     def _look(self) -> None:
         """Let the sources know if this agent could take other work than they know."""
@@ -208,19 +204,21 @@ class Worker:
         self.demands.ended()
         for aside in self.waiting.parked(Aside.ROOM):
             self.waiting.unpark(aside)
-        self._turn()
+        self._turn(come=False)
 
     def _ended(self, key: Key, task: Task | None) -> None:
         """All of its run is stored. None: the store does not know it any more."""
-        for aside in self.waiting.parked(Aside.OLDER):
-            if aside.id == key.task_id:
-                self.waiting.unpark(aside)
-        if task is None or task.status in FINAL:
+        newer = [each for each in self.waiting.parked(Aside.OLDER) if each.id == key.task_id]
+        for each in newer:
+            self.waiting.unpark(each)
+        over = task is None or task.status in FINAL
+        if task is None or over:
             self._forget(key, task)
         else:
             self._held[key] = task
             self._again(task)
-        self._turn()
+        if newer or not over or self.demands.closed:
+            self._turn()
 
     def _forget(self, key: Key, ended: Task | None) -> None:
         """Its end is committed, or nothing is known of it."""
