@@ -136,8 +136,8 @@ class Scheduler(Protocol):
         """The waiting tasks to start now, in order: as many as fit `free` together.
 
         Also asked for slots that are not free yet, so that the next starts can be stored ahead:
-        then without devices. They stay until removed. Where no slot is free it may name running tasks that are to make
-        room for more urgent ones; those that are ending make room already.
+        then without devices. They stay until removed. Where no slot is free it may name running
+        tasks that are to make room for more urgent ones; those that are ending make room already.
         """
 
     def __len__(self) -> int:
