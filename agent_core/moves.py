@@ -9,7 +9,7 @@ from agent_core.backoff import Backoff
 from agent_core.behind import Behind
 from agent_core.clock import Clock
 from agent_core.errors import Conflict
-from agent_core.lifecycle import EventKind, IllegalMove, Move, advance
+from agent_core.lifecycle import EventKind, IllegalMove, Move, Status, advance
 from agent_core.models import Change, Event, Outcome, Task, TaskRun
 from agent_core.protocols import Store
 
@@ -85,6 +85,7 @@ class Moves:
     def _event(self, kind: EventKind, task: Task, outcome: Outcome | None) -> Event | None:
         if not task.source:
             return None  # submitted here: there is nobody to tell
+        waits = task.status is Status.PENDING  # for a time, not for room
         return Event(
             kind=kind,
             key=task.key,
@@ -92,7 +93,7 @@ class Moves:
             run_no=task.run_no,
             at=self._clock.wall(),
             started_at=_wall(task),
-            next_run_at=task.due_at if kind is EventKind.RUN else None,
+            next_run_at=task.due_at if kind is EventKind.RUN and waits else None,
             outcome=outcome,
         )
 

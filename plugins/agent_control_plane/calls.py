@@ -152,7 +152,7 @@ def _run(task: Task, attempt: Attempt | None, event: Run, now: float, terms: Ter
     changes: dict[str, Any] = {
         "status": State.PREEMPTED if preempted else State.ASSIGNED,
         "started_at": None,
-        "due_at": event.next_run_at,
+        "due_at": None if preempted else event.next_run_at,  # there is no knowing when it has room
         "progress": None,
         "progress_message": "",
     }

@@ -99,6 +99,8 @@ def waits_for(row: Columns) -> str | None:
     """In a few words, of the task's own columns alone; None if it does not wait."""
     if row["status"] == State.ASSIGNED and row["due_at"] is not None:
         return "its retry"
+    if row["status"] == State.PREEMPTED:
+        return "a slot"
     if row["status"] != State.PENDING:
         return None
     if row["unmet"]:

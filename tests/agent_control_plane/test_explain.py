@@ -247,9 +247,12 @@ async def test_it_made_room_for_more_urgent_work(house: House) -> None:
     agent = house.agent()
     held, teller = await agent.one(), Teller(agent)
     await teller.tell(teller.event(held, "start"))
-    assert await teller.codes(teller.event(held, "run", reason="preempted")) == [0]
+    over = teller.event(held, "run", reason="preempted", next_run_at="1970-01-01T00:00:00Z")
+    assert await teller.codes(over) == [0]
     words = "it made room for more urgent work; agent-1 runs it again when there is room"
     assert await why(house, task) == [("preempted", "machine-1", words)]
+    shown = await house.user.get(task)
+    assert (shown["next_run_at"], shown["waits_for"]) == (None, "a slot")
 
 
 async def test_its_machine_is_out_of_reach_and_then_others_may_have_it(house: House) -> None:

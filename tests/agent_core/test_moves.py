@@ -120,6 +120,13 @@ async def test_the_run_that_ended_before_another_is_kept_beside_the_task(core: C
     assert (event.kind, event.next_run_at, event.outcome) == (EventKind.RUN, 77.0, FAILED)
 
 
+async def test_nobody_can_say_when_what_made_room_runs_again(core: Core) -> None:
+    before = await stands(core, Status.RUNNING)
+    await core.bench.moves.make(before, Move.PREEMPT, outcome=FAILED)
+    [event] = await core.store.outbox(limit=9)
+    assert (event.kind, event.next_run_at) == (EventKind.RUN, None)
+
+
 async def test_a_start_is_told_with_the_run_that_it_begins(core: Core) -> None:
     before = await stands(core, Status.ASSIGNED)
     later = Instant.now(core.clock).plus(5)
