@@ -59,6 +59,7 @@ class Contact:
         self._untrue: set[wire.Word] = set()  # those that ever did
         self._registering = asyncio.Lock()
         self._listening: list[asyncio.Event] = []
+        self._named: frozenset[str] | None = None  # the words of the last register's answer
         self._told: Json = None  # what the machine has, as the last register said it
 
     def speaks(self, word: wire.Word) -> bool:
@@ -153,10 +154,7 @@ class Contact:
         if reply.code not in {Code.OK, Code.NO_ROUTE}:
             self._log.warning("the server does not register this agent", reason=reply.message)
         data = reply.data if reply.code == Code.OK and isinstance(reply.data, Mapping) else {}
-        words = data.get("capabilities")
-        self.capabilities = None
-        if isinstance(words, list):
-            self.capabilities = frozenset(word for word in words if isinstance(word, str))
+        self.capabilities = self._named = _words(data)
         self.limits = _limits(data.get("limits"))
         self.lease_sec = seconds(data.get("lease_sec"), LEASE_SEC)
         self._registered = True
@@ -176,6 +174,10 @@ class Contact:
         if reply.code != Code.OK:
             self._log.warning("the server refuses a heartbeat", reason=reply.message)
         self.heard(reply)
+        named = _words(reply.data)
+        if named is not None and named != self._named:  # it was started anew, or forgot this agent
+            self._registered = False
+            await self.registered(agent)
 
     def heard(self, reply: Reply) -> bool:
         """Commands come in any answer that may carry them. True if there was a new one."""
@@ -232,6 +234,14 @@ def seconds(value: Json, default: float) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= 86400 * 7:
         return float(value)
     return default
+
+
+def _words(data: Json) -> frozenset[str] | None:
+    """The extensions that an answer names, if it is one that names them."""
+    words = data.get("capabilities") if isinstance(data, Mapping) else None
+    if not isinstance(words, list):
+        return None
+    return frozenset(word for word in words if isinstance(word, str))
 
 
 def _limits(given: Json) -> Limits:

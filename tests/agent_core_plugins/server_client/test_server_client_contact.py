@@ -79,6 +79,23 @@ async def test_a_device_that_comes_or_goes_is_told_by_another_register(
         assert told == [[], [{"uuid": "GPU-0", "name": "Tesla T4", "memory": 2**34}], []]
 
 
+async def test_a_server_that_names_other_words_is_registered_with_anew(
+    opened: Any, server: Any
+) -> None:
+    """It was started anew so quickly that nobody missed it."""
+    clock = TurnedClock()
+    said = [{"capabilities": ["wait"]}, {"capabilities": ["wait", "logs"]}]
+    server.on(REGISTER, *map(answer, said))
+    server.on(HEARTBEAT, *map(answer, [said[0], said[0], said[1]]))
+    async with opened(clock=clock, heartbeat_interval=30):
+        await clock.until_sleeping(LOOPS)
+        for beats, registered in ((2, 1), (3, 2), (4, 2)):
+            await clock.advance(30)
+            await server.wait_for(HEARTBEAT, beats)
+            await clock.until_sleeping(LOOPS)
+            assert len(server.asked(REGISTER)) == registered
+
+
 async def test_a_server_without_register_is_worked_with_all_the_same(
     opened: Any, server: Any
 ) -> None:
