@@ -15,14 +15,13 @@ from agent_control_plane.event_schemas import Read
 from agent_control_plane.events import Complete, Event, Progress, Renew, Run, Shift, Start
 from agent_control_plane.ledger import save
 from agent_control_plane.lifecycle import after, apply
-from agent_control_plane.rows import Change, attempts_with_tasks, read_attempt, read_task
+from agent_control_plane.rows import Change, load_attempts, read_attempt, read_task
 from agent_control_plane.states import Attempt, Effect, State, Task, Terms
 from agent_control_plane.tables import attempts, tasks
 from agent_core import log
 from agent_core.api.http import Problem
 from agent_core.api.wire import Code, Json, rfc3339
 
-_THESE = attempts_with_tasks(bindparam("attempts", expanding=True))
 _LOCK = (
     select(tasks.c.id)
     .where(
@@ -133,7 +132,7 @@ class _Taking:
             return
         if several_write(self._connection):  # or a row joined may be older than its task
             self._connection.execute(_LOCK, {"attempts": sorted(named)}).all()
-        for row in self._connection.execute(_THESE, {"attempts": sorted(named)}):
+        for row in load_attempts(self._connection, sorted(named)):
             task, attempt = read_task(row), read_attempt(row)
             if attempt is not None:
                 self._pairs[attempt.id] = _Pair(task, attempt, task, attempt, {}, {})

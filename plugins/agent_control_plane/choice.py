@@ -29,7 +29,7 @@ Key = tuple[int, float, int]  # priority, created_at, seq: the smallest is the m
 
 URGENCY: Final = (tasks.c.priority, tasks.c.created_at, tasks.c.seq)
 _SENT: Final = (*DESCRIPTION, "parent_id", "created_at", "assigned_at", "assigned_agent_id", "seq")
-WIRE: Final = [tasks.c[name] for name in _SENT if name not in Task.__slots__]
+WIRE: Final = [tasks.c[name] for name in _SENT if name not in Task._fields]
 
 
 class Line(NamedTuple):
@@ -132,7 +132,8 @@ def chosen(connection: Connection, offer: Offer, most: int) -> list[Row[Any]]:
         fit = [line for line in waiting if needs.fits(needs.read(line.needs), offer)]
         counts |= _plan(connection, fit, offer.free, most - len(counts))
     rows = [row for line, count in counts.items() for row in _take(connection, line, count)]
-    rows.sort(key=lambda row: (row.priority, row.created_at, row.seq))
+    if len(counts) > 1:
+        rows.sort(key=lambda row: (row.priority, row.created_at, row.seq))
     return rows
 
 
@@ -150,6 +151,8 @@ def _plan(
     counts: dict[Line, int] = {}
     if len(fit) == 1:
         line = fit[0]
+        if not needs.read(line.needs).resources:
+            return {line: most} if most > 0 else {}
         count = next((n for n in range(most) if not room.takes(line.needs)), most)
         return {line: count} if count else {}
     heap: list[tuple[Key, Line, Iterator[Key] | None]] = [(line.head, line, None) for line in fit]

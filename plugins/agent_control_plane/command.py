@@ -1,6 +1,7 @@
 """`remotegpu server`: the control plane in the foreground."""
 
 import asyncio
+import gc
 import os
 import socket
 from pathlib import Path
@@ -85,6 +86,8 @@ async def _serve(settings: "ServerSettings") -> None:
         raise
     plane = Plane(settings, database, SystemClock())
     http = QuietServer(create_app(plane), on_stop=plane.stop)
+    gc.collect()
+    gc.freeze()  # what stands now stays: looking through it again took a fifth of a claim
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, http.stop)

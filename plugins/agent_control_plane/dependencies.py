@@ -5,7 +5,7 @@ waits costs nothing: no slot, and no look at it until then.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, literal, select, update
@@ -190,8 +190,8 @@ def _settle(
         event = Settle(completed=completed, words="" if completed else _words(other))
         effect = apply(task, None, event, now, _NO_TERMS)
         changes[task.id] = changes.get(task.id, {}) | dict(effect.task)
-        decide = {name: value for name, value in effect.task.items() if name in Task.__slots__}
-        after[task.id] = replace(task, **decide)
+        decide = {name: value for name, value in effect.task.items() if name in Task._fields}
+        after[task.id] = task._replace(**decide)
     write(connection, *((before[task_id], None, Effect(task=c)) for task_id, c in changes.items()))
     met = [{"_task": row.id, "_on": row.depends_on} for row in rows]
     if met:

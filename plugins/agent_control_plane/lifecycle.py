@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from agent_control_plane import calls
-from agent_control_plane.calls import TIMES, UNCHANGED, cancelled, lease, refuse
+from agent_control_plane.calls import UNCHANGED, cancelled, lease, refuse
 from agent_control_plane.events import Cancel, Describe, Event, Grant, Settle, Tick
 from agent_control_plane.states import FINAL, HELD, Attempt, Effect, End, State, Task, Terms
 from agent_core.api.wire import Code
 
-_TASK: Final = Task.__slots__
-_ATTEMPT: Final = Attempt.__slots__
+_TASK: Final = frozenset(Task._fields)
+_ATTEMPT: Final = frozenset(Attempt._fields)
 
 
 def apply(task: Task, attempt: Attempt | None, event: Event, now: float, terms: Terms) -> Effect:
@@ -32,21 +32,27 @@ def apply(task: Task, attempt: Attempt | None, event: Event, now: float, terms: 
     if isinstance(event, Grant):
         times = lease(task, now, terms)
     elif attempt is not None:
-        times = {name: effect.attempt.get(name, getattr(attempt, name)) for name in TIMES}
-    derived = _derive(task, effect.task, times)
-    changed = {key: value for key, value in derived.items() if getattr(task, key) != value}
-    if not changed:
+        times = {
+            "lease_expires_at": attempt.lease_expires_at,
+            "regrant_at": attempt.regrant_at,
+            **effect.attempt,
+        }
+    ready_for, wake_at = _derive(task, effect.task, times)
+    if ready_for == task.ready_for and wake_at == task.wake_at:
         return effect
-    return Effect(task={**effect.task, **changed}, attempt=effect.attempt, run=effect.run)
+    changed = {**effect.task}
+    if ready_for != task.ready_for:
+        changed["ready_for"] = ready_for
+    if wake_at != task.wake_at:
+        changed["wake_at"] = wake_at
+    return Effect(task=changed, attempt=effect.attempt, run=effect.run)
 
 
 def after(task: Task, attempt: Attempt, effect: Effect) -> tuple[Task, Attempt]:
     """Both as the effect leaves them."""
-    moved = {name: getattr(task, name) for name in _TASK}
-    moved.update((name, value) for name, value in effect.task.items() if name in moved)
-    held = {name: getattr(attempt, name) for name in _ATTEMPT}
-    held.update((name, value) for name, value in effect.attempt.items() if name in held)
-    return Task(**moved), Attempt(**held)
+    moved = {name: value for name, value in effect.task.items() if name in _TASK}
+    held = {name: value for name, value in effect.attempt.items() if name in _ATTEMPT}
+    return task._replace(**moved), attempt._replace(**held)
 
 
 def granted(task: Task, event: Grant, now: float, terms: Terms) -> Attempt:
@@ -69,28 +75,27 @@ def granted(task: Task, event: Grant, now: float, terms: Terms) -> Attempt:
 
 
 def _derive(
-    task: Task, changes: Mapping[str, Any], times: Mapping[str, float] | None
-) -> dict[str, Any]:
-    """The claim's and the sweep's conditions, written nowhere else.
+    task: Task, changes: Mapping[str, Any], times: Mapping[str, Any] | None
+) -> tuple[str | None, float | None]:
+    """ready_for and wake_at: the claim's and the sweep's conditions, written nowhere else.
 
     `times` are the ends of lease and grace of the attempt that the task has then.
     """
     status = changes.get("status", task.status)
     if status is State.PENDING:
         if changes.get("unmet", task.unmet):
-            return {"ready_for": None, "wake_at": None}
+            return None, None
         due_at = changes.get("due_at", task.due_at)
         if due_at is None:
-            return {"ready_for": changes.get("machine_id", task.machine_id), "wake_at": None}
-        return {"ready_for": None, "wake_at": due_at}
+            return changes.get("machine_id", task.machine_id), None
+        return None, due_at
     if status in FINAL:  # at once, until all that depend on it have been told
         awaited = changes.get("awaited", task.awaited)
-        return {"ready_for": None, "wake_at": 0.0 if awaited else None}
+        return None, 0.0 if awaited else None
     if times is None:
-        return {"ready_for": None, "wake_at": None}
+        return None, None
     ending = changes.get("cancel_requested_at", task.cancel_requested_at) is not None
-    ends = times["lease_expires_at" if ending else "regrant_at"]
-    return {"ready_for": None, "wake_at": ends}
+    return None, times["lease_expires_at" if ending else "regrant_at"]
 
 
 def _grant(task: Task, attempt: Attempt | None, event: Grant, now: float, terms: Terms) -> Effect:

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, bindparam, delete, insert, update
 from agent_control_plane import logs, schemas
 from agent_control_plane.event_schemas import Ending
 from agent_control_plane.logs import Part
+from agent_control_plane.rows import insert_all
 from agent_control_plane.states import Attempt
 from agent_control_plane.tables import outputs, runs
 
@@ -108,7 +109,7 @@ def parted(data: bytes, dropped: int | None) -> tuple[bytes, bytes]:
 
 def keep(connection: Connection, rows: list[dict[str, Any]]) -> None:
     if rows:
-        connection.execute(insert(outputs), rows)
+        insert_all(connection, outputs, rows)
 
 
 def keep_runs(connection: Connection, rows: list[dict[str, Any]]) -> None:

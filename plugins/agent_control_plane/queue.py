@@ -2,10 +2,9 @@
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select
+from sqlalchemy import Connection, Row, bindparam, delete, func, select
 
 from agent_control_plane import agents, commands, offers, schemas
 from agent_control_plane.choice import URGENCY, WIRE, chosen
@@ -15,13 +14,23 @@ from agent_control_plane.ledger import sweep as give_time_its_due
 from agent_control_plane.lifecycle import apply, granted
 from agent_control_plane.needs import Offer
 from agent_control_plane.older import older_task
-from agent_control_plane.rows import OWN_TASK, Change, columns_with, plain, read_attempt, read_task
-from agent_control_plane.states import Attempt, Terms
+from agent_control_plane.rows import (
+    ATTEMPT_COLUMNS,
+    OWN_TASK,
+    Change,
+    columns_with,
+    insert_all,
+    plain,
+    read_attempt,
+    read_task,
+)
+from agent_control_plane.states import Attempt, Task, Terms
 from agent_control_plane.tables import attempts, tasks
 from agent_control_plane.views import granted_task
 from agent_core.api.wire import Code, Json
 
 MOST: Final = 100  # tasks in one answer
+_TOLD: Final = [*Task._fields, *(c.name for c in [*WIRE, *ATTEMPT_COLUMNS])]
 UNBEGUN_KEPT: Final = 86400.0  # seconds that an attempt which never began is remembered
 
 # An attempt that is not ended and whose task nobody else may claim: it is held.
@@ -123,11 +132,10 @@ def _grant(
         made.append(_new_row(attempt, event, task.id, now))
         found.append(_told(row, {**made[-1], **plain(effect.task)}, terms))
     save(connection, *changes)
-    if made:
-        connection.execute(insert(attempts), made)
+    insert_all(connection, attempts, made)
     for task, _, effect in changes:
         if task.watched_until is not None and task.watched_until > now:
-            held = replace(task, attempt_id=effect.task["attempt_id"], watched_until=None)
+            held = task._replace(attempt_id=effect.task["attempt_id"], watched_until=None)
             commands.watch(connection, held, now)
     return found
 
@@ -149,7 +157,7 @@ def _new_row(attempt: Attempt, event: Grant, task_id: str, now: float) -> dict[s
 
 
 def _told(row: Row[Any], changed: Mapping[str, Any], terms: Terms) -> dict[str, Json]:
-    columns = row._mapping  # public, in spite of its name
+    columns = dict(zip(_TOLD, row, strict=True))
     return granted_task({**columns, **changed, "id": columns["id"]}, terms.disconnect_grace)
 
 

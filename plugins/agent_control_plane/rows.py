@@ -1,12 +1,12 @@
 """Rows as what they stand for, and back: tasks with their attempts, read and written in bulk."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import lru_cache
-from typing import Any, Final
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
-    BindParameter,
     ColumnElement,
     Connection,
     Dialect,
@@ -14,8 +14,9 @@ from sqlalchemy import (
     Row,
     Select,
     Table,
-    Update,
+    UpdateBase,
     bindparam,
+    insert,
     select,
     update,
 )
@@ -24,8 +25,13 @@ from agent_control_plane import messages
 from agent_control_plane.states import Attempt, Effect, End, State, Task
 from agent_control_plane.tables import attempts, tasks
 
-TASK_COLUMNS: Final = [tasks.c[name] for name in Task.__slots__]
-ATTEMPT_COLUMNS: Final = [attempts.c[name].label(f"a_{name}") for name in Attempt.__slots__]
+TASK_COLUMNS: Final = [tasks.c[name] for name in Task._fields]
+ATTEMPT_COLUMNS: Final = [attempts.c[name].label(f"a_{name}") for name in Attempt._fields]
+_TASK_WIDTH: Final = len(TASK_COLUMNS)
+_ATTEMPT_WIDTH: Final = len(ATTEMPT_COLUMNS)
+_STATUS: Final = Task._fields.index("status")
+_HELD_AS: Final = Task._fields.index("held_as")
+_STATES: Final = {state.value: state for state in State}
 OWN_ATTEMPT: Final = tasks.outerjoin(attempts, attempts.c.id == tasks.c.attempt_id)
 # From the few attempts that an agent holds to their tasks, not from all tasks that are held.
 OWN_TASK: Final = attempts.join(
@@ -40,10 +46,19 @@ def columns_with(*more: ColumnElement[Any], source: FromClause = OWN_ATTEMPT) ->
     )
 
 
-def attempts_with_tasks(ids: BindParameter[Any]) -> Select[Any]:
-    """These attempts, each with its task, for read_task and read_attempt."""
+def attempts_with_tasks(count: int) -> Select[Any]:
+    """So many attempts, each with its task, for read_task and read_attempt."""
     both = attempts.join(tasks, tasks.c.id == attempts.c.task_id)
-    return columns_with(source=both).where(attempts.c.id.in_(ids))
+    these = attempts.c.id.in_([bindparam(name) for name in _names(count)])
+    return columns_with(source=both).where(these)
+
+
+def load_attempts(connection: Connection, ids: Sequence[str]) -> Sequence[Row[Any]]:
+    """What attempts_with_tasks finds of these."""
+    statement = _driver_select(connection.dialect, len(ids))
+    names = _names(len(ids))
+    given = tuple(ids) if statement.pick else dict(zip(names, ids, strict=True))
+    return connection.exec_driver_sql(statement.text, given).all()
 
 
 Change = tuple[Task, Attempt | None, Effect]
@@ -73,36 +88,58 @@ def _ready(changes: Iterable[Change]) -> Iterator[tuple[str, str, int]]:
 def _update_all(
     connection: Connection, table: Table, changes: Iterable[tuple[str, Mapping[str, Any]]]
 ) -> None:
-    alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    alike: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
     for row_id, columns in changes:
         if columns:
-            alike.setdefault(tuple(columns), []).append({"_id": row_id, **plain(columns)})
+            alike.setdefault(tuple(columns), []).append((*columns.values(), row_id))
     for names, rows in alike.items():
-        # Text and numbers need no conversion, whose bookkeeping would cost more than the update.
-        statement, places = _driver_update(connection.dialect, table, names)
-        given: Any = rows
-        if places is not None:
-            given = [tuple([row[name] for name in places]) for row in rows]
-        connection.exec_driver_sql(statement, given)
+        _run(connection, _driver_update(connection.dialect, table, names), (*names, "_id"), rows)
+
+
+def insert_all(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """New rows, each with the columns of the first one in their order."""
+    if rows:
+        names = tuple(rows[0])
+        given = [tuple(row.values()) for row in rows]
+        _run(connection, _driver_insert(connection.dialect, table, names), names, given)
+
+
+def _run(
+    connection: Connection,
+    statement: "_Prepared",
+    names: tuple[str, ...],
+    rows: Sequence[tuple[Any, ...]],
+) -> None:
+    # Text and numbers need no conversion, whose bookkeeping would cost more than the statement.
+    plain_rows = [
+        tuple([value._value_ if isinstance(value, Enum) else value for value in row])
+        for row in rows
+    ]
+    given: Any
+    if statement.pick is None:
+        given = [dict(zip(names, row, strict=True)) for row in plain_rows]
+    else:
+        given = [statement.pick(row) for row in plain_rows]
+    connection.exec_driver_sql(statement.text, given)
 
 
 def read_task(row: Row[Any]) -> Task:
-    values = row[: len(TASK_COLUMNS)]
-    found = dict(zip(Task.__slots__, values, strict=True))
-    found["status"] = State(found["status"])
-    if found["held_as"] is not None:
-        found["held_as"] = State(found["held_as"])
-    return Task(**found)
+    values = list(row[:_TASK_WIDTH])
+    values[_STATUS] = _STATES[values[_STATUS]]
+    if values[_HELD_AS] is not None:
+        values[_HELD_AS] = _STATES[values[_HELD_AS]]
+    return Task._make(values)
 
 
 def read_attempt(row: Row[Any]) -> Attempt | None:
-    found = dict(zip(Attempt.__slots__, row[-len(ATTEMPT_COLUMNS) :], strict=True))
-    if found["id"] is None:
+    found = Attempt._make(row[-_ATTEMPT_WIDTH:])
+    if found.id is None:
         return None
-    if found["end"] is not None:
-        found["end"] = End(found["end"])
-    found["older"], found["logged"] = bool(found["older"]), bool(found["logged"])
-    return Attempt(**found)
+    return found._replace(
+        end=None if found.end is None else End(found.end),
+        older=bool(found.older),
+        logged=bool(found.logged),
+    )
 
 
 def plain(changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,17 +147,40 @@ def plain(changes: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v._value_ if isinstance(v, Enum) else v for k, v in changes.items()}
 
 
+class _Prepared(NamedTuple):
+    """A statement as the driver takes it."""
+
+    text: str
+    pick: Callable[[tuple[Any, ...]], tuple[Any, ...]] | None  # None = by name
+
+
 # Each move has its own few columns: as many statements as moves, each compiled once.
 @lru_cache(maxsize=512)
-def _update(table: Table, columns: tuple[str, ...]) -> Update:
+def _driver_update(dialect: Dialect, table: Table, columns: tuple[str, ...]) -> _Prepared:
     values: dict[str, Any] = {name: bindparam(name) for name in columns}
-    return update(table).where(table.c.id == bindparam("_id")).values(values)
+    statement = update(table).where(table.c.id == bindparam("_id")).values(values)
+    return _prepared(statement, dialect, (*columns, "_id"))
 
 
-@lru_cache(maxsize=512)
-def _driver_update(
-    dialect: Dialect, table: Table, columns: tuple[str, ...]
-) -> tuple[str, Sequence[str] | None]:
-    """The same as the driver takes it, and the order of its values where they have no names."""
-    compiled = _update(table, columns).compile(dialect=dialect)
-    return str(compiled), getattr(compiled, "positiontup", None)
+@lru_cache(maxsize=64)
+def _driver_insert(dialect: Dialect, table: Table, columns: tuple[str, ...]) -> _Prepared:
+    statement = insert(table).values({name: bindparam(name) for name in columns}).inline()
+    return _prepared(statement, dialect, columns)
+
+
+@lru_cache(maxsize=256)
+def _driver_select(dialect: Dialect, count: int) -> _Prepared:
+    return _prepared(attempts_with_tasks(count), dialect, _names(count))
+
+
+@lru_cache(maxsize=256)
+def _names(count: int) -> tuple[str, ...]:
+    return tuple(f"_{number}" for number in range(count))
+
+
+def _prepared(
+    statement: UpdateBase | Select[Any], dialect: Dialect, names: tuple[str, ...]
+) -> _Prepared:
+    compiled = statement.compile(dialect=dialect)
+    places = getattr(compiled, "positiontup", None)
+    return _Prepared(str(compiled), places and itemgetter(*map(names.index, places)))

@@ -1,9 +1,10 @@
 """What the server knows of a task and of an attempt at it, as far as it decides anything."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 from agent_core.api.wire import Code
 
@@ -22,6 +23,7 @@ class State(StrEnum):
 
 
 FINAL: Final = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED})
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 HELD: Final = frozenset({State.ASSIGNED, State.RUNNING, State.PREEMPTED, State.SUSPENDED})
 
 
@@ -34,6 +36,9 @@ class End(StrEnum):
     ENDED = "ended"  # the task ended without it: cancelled, or leases ran out too often
 
 
+# Task, Attempt and Effect are tuples because each request makes hundreds of them.
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Terms:
     """The server's terms, of its settings."""
@@ -43,8 +48,7 @@ class Terms:
     max_attempts: int  # that began and whose leases ran out
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Task:
+class Task(NamedTuple):
     """The columns of a task that decide, and those that are derived."""
 
     id: str
@@ -69,8 +73,7 @@ class Task:
     wake_at: float | None  # derived: when time alone changes this task
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """The columns of an attempt that decide."""
 
     id: str
@@ -93,12 +96,11 @@ class Attempt:
         return self.started_at is not None or self.run_no > 0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Effect:
+class Effect(NamedTuple):
     """What an event makes of a task: a code, and the columns that change if it is 0."""
 
     code: Code = Code.OK
     message: str = ""
-    task: Mapping[str, Any] = field(default_factory=dict)
-    attempt: Mapping[str, Any] = field(default_factory=dict)
+    task: Mapping[str, Any] = _NOTHING
+    attempt: Mapping[str, Any] = _NOTHING
     run: Mapping[str, Any] | None = None  # one that ended and is followed by another

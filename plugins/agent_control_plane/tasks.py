@@ -5,13 +5,14 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, Final
 
-from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select
+from sqlalchemy import Connection, Select, bindparam, delete, func, select
 
 from agent_control_plane import choice, commands, dependencies, history, messages, reading, schemas
 from agent_control_plane.db import several_write
 from agent_control_plane.descriptions import Description
 from agent_control_plane.events import Cancel, Describe
 from agent_control_plane.ledger import act, load, no_such_task
+from agent_control_plane.rows import insert_all
 from agent_control_plane.states import FINAL, HELD, State, Terms
 from agent_control_plane.tables import attempts, outputs, pieces, runs, streams, tasks
 from agent_control_plane.tables import commands as commands_of
@@ -25,6 +26,8 @@ _VIEW = select(tasks, attempts.c.lease_expires_at, attempts.c.regrant_at).select
     tasks.outerjoin(attempts, attempts.c.id == tasks.c.attempt_id)
 )
 _ONE = _VIEW.where(tasks.c.id == bindparam("task"))
+_EXISTS = select(tasks.c.seq).where(tasks.c.id == bindparam("task"))
+_UNSET: Final = dict.fromkeys([*tasks.c.keys(), "lease_expires_at", "regrant_at"])
 _COUNT_OPEN = select(func.count()).select_from(tasks).where(tasks.c.status.in_(_OPEN))
 _NO_PIECES = delete(pieces).where(
     pieces.c.attempt_id.in_(
@@ -64,13 +67,12 @@ def submit(
     connection: Connection, body: Description, now: float, terms: Terms, gauge: Gauge
 ) -> dict[str, Json]:
     task_id = body.id or str(uuid.uuid4())
-    if connection.execute(select(tasks.c.seq).where(tasks.c.id == task_id)).first() is not None:
+    if body.id and connection.execute(_EXISTS, {"task": task_id}).first() is not None:
         raise Problem(Code.CONFLICT, f"id: a task {task_id} exists already; name another, or none")
     gauge.admit(connection)
     choice.admit(connection, body.machine_id, body.needs)
     wait = dependencies.look_up(connection, body.depends_on)
-    _insert(connection, {**_described(body), "id": task_id}, wait, now)
-    return look(connection, task_id, now, terms)
+    return _insert(connection, {**_described(body), "id": task_id}, wait, now, terms)
 
 
 def retry(
@@ -90,8 +92,8 @@ def retry(
         connection, json.loads(row["depends_on"]), gone=row["assigned_at"] is not None
     )
     described = {name: row[name] for name in (*DESCRIPTION, "needs")}
-    _insert(connection, {**described, "id": new_id, "parent_id": task_id}, wait, now)
-    return look(connection, new_id, now, terms)
+    new = {**described, "id": new_id, "parent_id": task_id}
+    return _insert(connection, new, wait, now, terms)
 
 
 def _described(body: Description) -> dict[str, Any]:
@@ -108,8 +110,13 @@ def _described(body: Description) -> dict[str, Any]:
 
 
 def _insert(
-    connection: Connection, described: Mapping[str, Any], wait: dependencies.Wait, now: float
-) -> None:
+    connection: Connection,
+    described: Mapping[str, Any],
+    wait: dependencies.Wait,
+    now: float,
+    terms: Terms,
+) -> dict[str, Json]:
+    """A new task. Returns what a look at it would find."""
     blank = {
         **dict.fromkeys(("assigned_agent_id", "assigned_machine_id", "cancel_reason"), ""),
         **dict.fromkeys(("progress_message", "error"), ""),
@@ -124,11 +131,16 @@ def _insert(
         "unmet": wait.unmet,
         "ready_for": None if wait.unmet else described["machine_id"],
     }
-    connection.execute(insert(tasks), values)
+    insert_all(connection, tasks, [values])
     if not wait.unmet:
         ready = (described["machine_id"], described["needs"], described["priority"])
         messages.ready(connection, [ready])
     dependencies.enter(connection, described["id"], wait, now)
+    if wait.failed:  # it has ended
+        return look(connection, described["id"], now, terms)
+    row = {**_UNSET, **values}
+    told = {**summary(row, terms.disconnect_grace, now), **reading.result(connection, row)}
+    return {**told, "runs": []}
 
 
 def listed(

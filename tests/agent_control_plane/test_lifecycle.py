@@ -1,6 +1,5 @@
 """Any sequence of calls, users' words and time keeps what must stay true of a task."""
 
-from dataclasses import replace
 from typing import Any
 
 from hypothesis import settings
@@ -55,12 +54,12 @@ class TaskLife(RuleBasedStateMachine):
             assert not effect.task
             assert not effect.attempt
             return effect
-        self.task = replace(
-            self.task, **{k: v for k, v in effect.task.items() if k in Task.__slots__}
+        self.task = self.task._replace(
+            **{k: v for k, v in effect.task.items() if k in Task._fields}
         )
         if attempt is not None:
-            known = {k: v for k, v in effect.attempt.items() if k in Attempt.__slots__}
-            self.attempts[attempt.id] = replace(attempt, **known)
+            known = {k: v for k, v in effect.attempt.items() if k in Attempt._fields}
+            self.attempts[attempt.id] = attempt._replace(**known)
         if isinstance(event, Grant):
             self.attempts[event.attempt_id] = granted(before, event, self.now, TERMS)
         return effect

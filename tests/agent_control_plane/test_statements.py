@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Executable, create_engine, event
 
-from agent_control_plane import batches, choice, dependencies, history, ledger, queue, tasks
+from agent_control_plane import choice, dependencies, history, ledger, queue, rows, tasks
 from agent_control_plane.tables import metadata
 
 VALUES = {
@@ -14,6 +14,7 @@ VALUES = {
     "task": "t",
     "attempt": "x",
     "attempts": ["x"],
+    "_0": "x",
     "now": 1.0,
     "here": "m",
     "ready_for": "m",
@@ -37,7 +38,7 @@ CASES = [
     (ledger._BY_ATTEMPT, "INDEX sqlite_autoindex_tasks_1"),
     (history._LAST, "INDEX attempts_task"),
     (history._EARLIER, "INDEX ix_runs_task_id"),
-    (batches._THESE, "INDEX sqlite_autoindex_attempts_1"),
+    (rows.attempts_with_tasks(1), "INDEX sqlite_autoindex_attempts_1"),
     (tasks._COUNT_OPEN, "COVERING INDEX tasks_status"),
 ]
 
