@@ -38,10 +38,22 @@ async def test_an_id_may_be_chosen_once(house: House) -> None:
 async def test_a_submit_is_answered_with_what_a_look_finds(house: House) -> None:
     first = await house.user.submit("a")
     whole = await house.user.submit(
-        **{"args": ["x", "é"], "exec": True, "env": {"A": "b"}, "timeout": 7, "retry_delay": 0.5},
-        **{"priority": 2, "max_retries": 3, "machine_id": "m-9", "disconnect_grace": 60},
-        **{"labels": {"b": "2", "a": "1"}, "resources": {"gpus": 1, "gpu_memory": "20GiB"}},
-        **{"user": "u", "executor": "slow", "name": "n", "workdir": "/srv", "group_id": "g"},
+        args=["x", "é"],
+        exec=True,
+        env={"A": "b"},
+        timeout=7,
+        retry_delay=0.5,
+        priority=2,
+        max_retries=3,
+        machine_id="m-9",
+        disconnect_grace=60,
+        labels={"b": "2", "a": "1"},
+        resources={"gpus": 1, "gpu_memory": "20GiB"},
+        user="u",
+        executor="slow",
+        name="n",
+        workdir="/srv",
+        group_id="g",
     )
     waiting = await house.user.submit("b", depends_on=[first["id"]])
     cancelled = await house.user.submit("c", key="k")
