@@ -28,6 +28,7 @@ _AGENT = (
         agents.c.last_seen_at,
         agents.c.has,
         agents.c.free,
+        agents.c.registered_at,
         commands.EXIST.label("commanded"),
     )
     .where(agents.c.id == bindparam("agent"))
@@ -41,6 +42,7 @@ class Known(NamedTuple):
     max_workers: int | None  # None = it never said
     has: str  # what its machine has, as offers.py reads it
     commanded: bool = False  # there may be commands for it
+    registered: bool = False
 
 
 def seen(connection: Connection, agent_id: str, machine_id: str, now: float, **said: Any) -> Known:
@@ -59,7 +61,10 @@ def seen(connection: Connection, agent_id: str, machine_id: str, now: float, **s
         values = {"machine_id": machine_id, "last_seen_at": now, **said}
         connection.execute(update(agents).where(agents.c.id == agent_id).values(values))
     return Known(
-        said.get("max_workers") or row.max_workers, said.get("has", row.has), row.commanded
+        said.get("max_workers") or row.max_workers,
+        said.get("has", row.has),
+        row.commanded,
+        row.registered_at is not None,
     )
 
 
@@ -87,22 +92,37 @@ def register(
     return {
         "status": "ok",
         "machine_id": call.machine_id,
-        "capabilities": [word.value for word in Word if word in words],
+        "capabilities": _named(words),
         "limits": {"events": EVENTS, "bytes": EVENT_BYTES},
         "lease_sec": int(terms.lease_sec),
         "time": rfc3339(now),
     }
 
 
+def _named(words: frozenset[Word]) -> list[Json]:
+    return [word.value for word in Word if word in words]
+
+
 def heartbeat(
-    connection: Connection, call: schemas.Heartbeat, now: float, commanded: bool
+    connection: Connection,
+    call: schemas.Heartbeat,
+    now: float,
+    words: frozenset[Word],
+    older: bool,
 ) -> dict[str, Json]:
+    """To ours also what register would answer: it may be another server by now, or another list.
+
+    Of an agent whose register is not on record it names none: that is not what was told then.
+    """
     metrics = json.dumps(call.metrics, allow_nan=False) if call.metrics is not None else None
     known = seen(connection, call.agent_id, call.machine_id, now, metrics=metrics)
-    if not commanded:
+    if older:
         return {"status": "ok"}
-    told = commands.tell(connection, call.agent_id, now) if known.commanded else commands.NONE
-    return {"status": "ok", "commands": list(told.commands)}
+    told = commands.NONE
+    if known.commanded and Word.COMMANDS in words:
+        told = commands.tell(connection, call.agent_id, now)
+    named = _named(words) if known.registered else []
+    return {"status": "ok", "capabilities": named, "commands": list(told.commands)}
 
 
 def start(

@@ -27,6 +27,10 @@ class Command(Answered):
 
 class Heard(Answered):
     status: Literal["ok"]
+    capabilities: list[str] = Field(
+        default=[],
+        description="not to older agents: the extensions now; none if it has to register",
+    )
     commands: list[Command] = Field(default=[], description="not to older agents")
 
 

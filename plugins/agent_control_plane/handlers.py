@@ -39,8 +39,8 @@ class AgentCalls:
         )
 
     async def heartbeat(self, call: Call) -> Reply:
-        ours = Word.COMMANDS in self._plane.words and not _older(call.request)
-        return await _write(self._plane, agents.heartbeat, call.body, ours)
+        plane, older = self._plane, _older(call.request)
+        return await _write(plane, agents.heartbeat, call.body, plane.words, older)
 
     async def claim(self, call: Call) -> Reply:
         body: schemas.Claim = call.body

@@ -315,6 +315,16 @@ async def test_an_agent_without_commands_hears_by_its_renewal(house: House) -> N
     assert await teller.codes(teller.passing(task, "renew")) == [30002]
 
 
+async def test_a_heartbeat_tells_an_agent_whether_to_register_anew(tmp_path: Path) -> None:
+    for words, named in ((("wait",), ["wait"]), (("wait", "logs"), ["wait", "logs"])):
+        async with open_house(tmp_path / "server.db", extensions=words) as house:
+            agent = await speaks_commands(house)
+            _, data = await agent.call("heartbeat", machine_id=agent.machine)
+            assert data == {"status": "ok", "capabilities": named, "commands": []}
+            _, data = await house.agent("stranger").call("heartbeat", machine_id="m")
+            assert data == {"status": "ok", "capabilities": [], "commands": []}
+
+
 async def test_a_server_without_commands_gives_none(tmp_path: Path) -> None:
     async with open_house(tmp_path / "server.db", extensions=("events", "wait")) as house:
         agent = await speaks_commands(house)
@@ -322,5 +332,5 @@ async def test_a_server_without_commands_gives_none(tmp_path: Path) -> None:
         task = await agent.one()
         await house.user.cancel(task)
         code, data = await agent.call("heartbeat", machine_id=agent.machine)
-        assert (code, data) == (0, {"status": "ok"})
+        assert (code, data["commands"]) == (0, [])
         assert (await Teller(agent).call())[1]["commands"] == []
