@@ -110,6 +110,8 @@ def words(info: FieldInfo) -> str:
         return " or ".join(f"`{choice}`" for choice in get_args(info.annotation))
     if get_origin(info.annotation) is tuple:
         return "list of texts"
+    if get_origin(info.annotation) is dict:
+        return "table of texts"
     known = {int: "whole number", float: "number", bool: "true or false", str: "text"}
     return known.get(info.annotation or str, "path") + span
 

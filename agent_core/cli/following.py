@@ -53,7 +53,7 @@ class Follower:
         self._id = task_id
         self._viewer = viewer
         self._names = tuple(streams)
-        self._run = run
+        self._run = self._asked = run
         self._shown = self._beginning(offsets or {})
         self._sleep = sleep
         self._away = False  # the control plane, as far as is known
@@ -77,6 +77,7 @@ class Follower:
                 self._follow_run()
                 task = self._next_run_or_end()
                 if not self._newer(task):
+                    self._say_if_never_begun(task)
                     return task
                 self._run = (self._run or 0) + 1
                 self._shown = self._beginning({})
@@ -84,6 +85,12 @@ class Follower:
         except KeyboardInterrupt:
             self._viewer.say(f"the task goes on; come back with: {self.way_back()}")
             raise
+
+    def _say_if_never_begun(self, task: Task) -> None:
+        if self._asked is not None and self._asked > _listed(task):
+            self._viewer.say(
+                f"run {self._asked} never began: the task has ended; see: remotegpu task {self._id}"
+            )
 
     def way_back(self) -> str:
         """The command that goes on where this one stopped."""

@@ -139,6 +139,17 @@ async def test_a_retrys_run_is_followed_on(plane: Plane, remotegpu: Remotegpu) -
     assert (await remotegpu("logs", "-f", "t-1")).out == "three\n"
 
 
+async def test_a_run_that_never_began_is_told_when_the_task_has_ended(
+    plane: Plane, remotegpu: Remotegpu
+) -> None:
+    plane.runs = [Run(stdout=b"one\n")]
+    plane.finish()
+    done = await remotegpu("logs", "-f", "t-1", "--run", "2")
+    assert (done.code, done.out) == (0, "")
+    assert "run 2 never began: the task has ended" in done.err
+    assert (await remotegpu("logs", "-f", "t-1", "--run", "1")).err == ""
+
+
 async def test_a_server_that_goes_away_is_come_back_to_at_the_same_byte(
     server: ScriptedServer, plane: Plane
 ) -> None:
