@@ -23,6 +23,10 @@ def test_scenario_19_after_many_kills_each_of_300_tasks_has_its_true_outcome_and
     assert sum(chaos.kills.values()) >= 12, chaos.kills
 
 
+def _runs(*numbers: int, attempt: str = "a") -> list[dict[str, object]]:
+    return [{"run_no": number, "attempt_id": attempt} for number in numbers]
+
+
 def _case(marks: list[Mark], **changed: object) -> list[str]:
     kind = KINDS[3]  # fails once, then succeeds
     expected = Expected(task_id="t", number=5, kind=kind)
@@ -32,7 +36,7 @@ def _case(marks: list[Mark], **changed: object) -> list[str]:
         "exit_code": 0,
         "signal": None,
         "stdout": "out of 5\n",
-        "runs": [{}],
+        "runs": _runs(1, 2),
         **changed,
     }
     return check([expected], {"t": task}, marks)
@@ -54,4 +58,6 @@ def test_the_checker_sees_what_chaos_may_bring() -> None:
     assert _case(good, status="failed")
     assert _case(good, exit_code=1)
     assert _case(good, stdout="")
-    assert _case(good, runs=[{}, {}])
+    assert _case(good, runs=_runs(2))  # the first is forgotten
+    assert _case(good, runs=_runs(1, 2, 2))
+    assert _case(good, runs=[*_runs(1), *_runs(2, attempt="b")])

@@ -6,13 +6,15 @@ from tests.end_to_end.records import processes_of
 from tests.end_to_end.site import Site, wait_for
 
 
-def _is_refused(site: Site, task_id: str, why: str) -> None:
+def _is_refused(site: Site, task_id: str, why: str, start_id: str = "") -> None:
+    """`start_id`: of a start that was stored, and never begun, before the rules changed."""
     task = site.wait(task_id)
     assert (task["status"], task["reason"], task["error_code"]) == ("failed", "refused", 30006)
     assert why in task["error"]
     assert task["exit_code"] is None
     assert task["started_at"] is None
-    assert site.file().task(task_id)["start_id"] == ""  # not even tried
+    assert task["runs"] == []
+    assert site.file().task(task_id)["start_id"] == start_id  # not even tried
     wait_for(lambda: site.file().unsent(task_id) == [], "the agent knows that it was told")
     assert processes_of(task_id) == []
 
@@ -71,12 +73,14 @@ def test_scenario_12_a_policy_that_changed_holds_for_tasks_that_were_claimed_bef
     runs = site.submit_marked(gate.wait)
     site.wait(runs, "running")
     waits = site.submit_marked("echo forbidden")
-    site.wait(waits, "assigned")
+    wait_for(lambda: site.file().status(waits) == "assigned", "its start is stored ahead")
     agent.kill()
+    stored = site.file().task(waits)["start_id"]
+    assert stored
 
     site.start_agent(agent__max_workers=1, command_policy__blocked_patterns='["forbidden"]')
     gate.open()
 
     assert site.wait(runs)["status"] == "completed"  # it had begun: it is judged no more
-    _is_refused(site, waits, "blocked pattern 'forbidden'")
+    _is_refused(site, waits, "blocked pattern 'forbidden'", stored)
     assert site.marks("begin", waits) == []

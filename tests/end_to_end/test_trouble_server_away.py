@@ -143,7 +143,7 @@ async def test_a_client_that_waits_outlives_an_outage(site: Site, row: Row) -> N
 async def test_a_client_that_waits_gives_up_a_server_that_never_answered(
     site: Site, row: Row
 ) -> None:
-    row.ended(await asyncio.to_thread(client, site, "wait", "t-1"))
+    row.ended(await asyncio.to_thread(client, site, "wait", "--timeout", "1s", "t-1"))
 
 
 def test_json_errors_are_json(site: Site) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from agent_core.testing.http_server import ScriptedServer, answer
 from tests.end_to_end.site import Site, site_in
-from tests.end_to_end.trouble import Ended, Row, client
+from tests.end_to_end.trouble import Ended, Row, client, on_a_terminal, piped
 
 GIGABYTE = 10**9
 COMPLETE = "/api/v1/agent/tasks/*/complete"
@@ -61,26 +61,36 @@ def test_a_command_that_the_shell_does_not_find_is_the_tasks_own_failure(
     row.ended(_waited(house, "-c", "no-such-program"))
 
 
-def _logged(house: Site, text: str) -> Ended:
+def _logs_of(house: Site, text: str) -> list[str]:
+    """The command that shows what a task wrote."""
     task_id = house.submit(text)
     assert house.wait(task_id)["status"] == "completed"
-    return client(house, "logs", task_id, "--stream", "stdout")
+    return ["logs", task_id, "--stream", "stdout"]
 
 
 def test_output_that_is_no_utf_8(house: Site, row: Row) -> None:
-    row.ended(_logged(house, r"printf 'caf\351\n'"))
+    logs = _logs_of(house, r"printf 'caf\351\n'")
+
+    row.ended(on_a_terminal(house, *logs))
+    assert piped(house, *logs) == (0, b"caf\xe9\n", b"")
 
 
 def test_output_that_holds_nul(house: Site, row: Row) -> None:
-    row.ended(_logged(house, r"printf 'a\0b\n'"))
+    logs = _logs_of(house, r"printf 'a\0b\n'")
+
+    row.ended(on_a_terminal(house, *logs))
+    assert piped(house, *logs) == (0, b"a\0b\n", b"")
 
 
 def test_output_of_a_gigabyte(house: Site, row: Row) -> None:
-    done = _logged(house, f"echo first; head -c {GIGABYTE} /dev/zero | tr '\\0' x; echo; echo last")
+    text = f"echo first; head -c {GIGABYTE} /dev/zero | tr '\\0' x; echo; echo last"
 
-    row.ended(done)
-    assert done.text.startswith("first\nxxx")
-    assert "xxx\nlast\n" in done.text
+    code, out, remark = piped(house, *_logs_of(house, text))
+
+    row.ended_with(code, remark.decode())
+    assert out.startswith(b"first\nxxx")
+    assert out.endswith(b"xxx\nlast\n")
+    assert len(out) + int(remark.split()[1]) == len(b"first\n\nlast\n") + GIGABYTE
 
 
 def test_an_environment_name_that_holds_an_equals_sign(house: Site, row: Row) -> None:

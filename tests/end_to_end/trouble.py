@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pty
 import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -121,11 +122,39 @@ def server_env(site: Site, **settings: object) -> dict[str, str]:
 
 def client(site: Site, *args: str, url: str | None = None, token: str | None = None) -> Ended:
     """A user's command."""
-    env = {
+    return run(site, *args, env=_client_env(site, url, token))
+
+
+def _client_env(site: Site, url: str | None = None, token: str | None = None) -> dict[str, str]:
+    return {
         "REMOTEGPU_URL": site.url if url is None else url,
         "REMOTEGPU_TOKEN": site.user_token if token is None else token,
     }
-    return run(site, *args, env=env)
+
+
+def on_a_terminal(site: Site, *args: str) -> Ended:
+    """A user's command, and what a terminal is sent."""
+    ours, its = pty.openpty()
+    process = subprocess.Popen(
+        [REMOTEGPU, *args],
+        env={**os.environ, "TERM": "xterm", "HOME": str(site.root), **_client_env(site)},
+        stdin=its, stdout=its, stderr=its,
+    )  # fmt: skip
+    os.close(its)
+    sent = bytearray()
+    with open(ours, "rb", 0) as screen, contextlib.suppress(OSError):  # EIO: all have closed it
+        while part := screen.read(65_536):
+            sent += part
+    return Ended(process.wait(PATIENCE), sent.decode().replace("\r\n", "\n"))
+
+
+def piped(site: Site, *args: str) -> tuple[int, bytes, bytes]:
+    """A user's command: its exit code, and both of its streams."""
+    env = {**os.environ, "HOME": str(site.root), **_client_env(site)}
+    done = subprocess.run(
+        [REMOTEGPU, *args], env=env, capture_output=True, timeout=PATIENCE, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
 
 
 def obeying_modes() -> list[str]:
