@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import lru_cache
+from itertools import repeat
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
@@ -57,7 +58,7 @@ def load_attempts(connection: Connection, ids: Sequence[str]) -> Sequence[Row[An
     """What attempts_with_tasks finds of these, of which there is at least one."""
     # One named twice is found once; a text for each number would be compiled a hundred times.
     count = 1 << (len(ids) - 1).bit_length()
-    filled = (*ids, *ids[:1] * (count - len(ids)))
+    filled = (*ids, *repeat(ids[0], count - len(ids)))
     statement = _driver_select(connection.dialect, count)
     given: Any = filled
     if statement.pick is None:
