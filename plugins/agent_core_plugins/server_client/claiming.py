@@ -16,6 +16,7 @@ CLAIM_NO = "claim_no"  # fact: the number of the last claim whose tasks were sav
 DRAIN_LIMIT = 30.0  # seconds after an outage in which waiting results go before new work
 MOST = 100  # tasks of one claim, of a server whose renewals are batched
 GATHER = 0.2  # seconds between two claims that only fill up what is had ready: for a second
+SOON = 0.5  # seconds; other calls with the number of one that brought tasks are answered by then
 QUICK = 1.0  # seconds; an answer without anything that came sooner: this server does not wait
 
 
@@ -71,7 +72,7 @@ class Claimer:
                 return await self._patiently(agent, demand, number)
             question = self._question(demand, number)
             reply = await self._post(question)
-            return await self._brought(agent, number, [Answered(question, reply, newest=True)])
+            return await self._whole(agent, number, [Answered(question, reply, newest=True)])
 
     async def close(self) -> None:
         await self._hanging.close()
@@ -103,7 +104,7 @@ class Claimer:
         while True:
             began = self._clock.boottime()
             found = await self._hanging.answers(agent, demand, question)
-            claim = await self._brought(agent, number, found)
+            claim = await self._whole(agent, number, found)
             if claim.tasks or agent.stopping.is_set():
                 return claim
             commanded = [self._contact.heard(each.reply) for each in found]
@@ -144,17 +145,28 @@ class Claimer:
             raise Unreachable("claim was answered with tasks that are no list")
         return reply
 
+    async def _whole(self, agent: AgentHandle, number: int, found: list[Answered]) -> Claim:
+        """With what other calls of the same number bring: once it is settled, none is heard again.
+
+        A server that has granted something for a number tells each of them the same, at once.
+        """
+        if any(_entries(each.reply) for each in found):
+            found += await self._hanging.rest(number, SOON)
+        return await self._brought(agent, number, found)
+
     async def _brought(self, agent: AgentHandle, number: int, answers: Sequence[Answered]) -> Claim:
-        tasks: list[Task] = []
+        tasks: dict[tuple[str, str], Task] = {}  # calls with the same number bring the same
         given = 0
         full = True
+        settled = False  # an answer to an earlier number says nothing of what this one brings
         for each in answers:
             entries = _entries(each.reply) or []
             given += len(entries)
             full = full and len(entries) >= each.question.limit
+            settled = settled or (bool(entries) and each.question.number == number)
             if entries and each.reply.sent.age(self._clock) > self._contact.lease_sec / LATE:
                 self._leases.overdue()  # the answer dawdled
-            tasks += read_tasks(
+            read = read_tasks(
                 entries,
                 source=self._source,
                 agent_id=agent.agent_id,
@@ -162,14 +174,16 @@ class Claimer:
                 clock=self._clock,
                 log=self._log,
             )
+            tasks |= {(task.id, task.attempt_id): task for task in read}
         if not given:
             return Claim(ask_again=self._pause())
-        if not tasks:  # nothing to save it with, and the same number brings the same again
+        facts = {CLAIM_NO: str(number)} if settled and not self._hanging.open(number) else {}
+        if facts and not tasks:  # nothing to save it with, and the same number brings the same
             await agent.set_fact(CLAIM_NO, str(number))
         go_on = tasks and (full or self._wait)
         return Claim(
-            tasks=tasks,
-            facts={CLAIM_NO: str(number)},
+            tasks=list(tasks.values()),
+            facts=facts,
             ask_again=0.0 if go_on else self._pause(),
         )
 

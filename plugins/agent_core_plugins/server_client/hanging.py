@@ -31,7 +31,7 @@ class Answered(NamedTuple):
 class Hanging:
     """The claims in flight. Their answers could carry tasks, so each is awaited.
 
-    A later claim with the same number ends an earlier one at the server, which answers both.
+    A later claim ends an earlier one at the server, which answers both.
     """
 
     def __init__(self, ask: Callable[[Question], Coroutine[Any, Any, Reply]]) -> None:
@@ -64,6 +64,20 @@ class Hanging:
         finally:
             changed.cancel()
             stop.cancel()
+
+    async def rest(self, number: int, seconds: float) -> list[Answered]:
+        """What else is answered, after `seconds` at most, to calls with this number."""
+        same = {job for job, question in self._asked.items() if question.number == number}
+        if same:
+            await asyncio.wait(same, timeout=seconds)
+        try:
+            return self._taken()
+        except Unreachable:
+            return []
+
+    def open(self, number: int) -> bool:
+        """Whether a call with this number is still to be answered, and could bring tasks."""
+        return any(question.number == number for question in self._asked.values())
 
     async def close(self) -> None:
         """Give up what is under way: its tasks come again to whoever asks by the same number."""

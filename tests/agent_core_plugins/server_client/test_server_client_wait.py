@@ -11,6 +11,7 @@ from agent_core import Claim, Demand, Device, Free, Signal, Unreachable
 from agent_core.testing.clock import TurnedClock
 from agent_core.testing.http_server import NOT_FOUND, Reply, Request, ScriptedServer, answer
 from agent_core_plugins.server_client.claiming import GATHER
+from agent_core_plugins.server_client.hanging import Question
 
 CLAIM, REGISTER = "/api/v1/agent/tasks/claim", "/api/v1/agent/register"
 NOTHING = answer({"tasks": []})
@@ -170,16 +171,57 @@ async def test_tasks_that_come_by_the_claim_that_was_ended_are_not_lost(
         await server.wait_for(CLAIM)
         desk.ends_with = answer({"tasks": [task("t1")]})
         need.set(2)
+        await server.wait_for(CLAIM, 2)
+        desk.give("t1")  # the same once more, and then the number is settled
         claim = await job
         assert names(claim) == ["t1"]
+        assert dict(claim.facts) == {"claim_no": "1"}
+
+
+async def test_a_number_rises_past_no_call_that_may_still_bring_tasks(
+    opened: Any, server: ScriptedServer, desk: Desk
+) -> None:
+    """Whoever is killed now asks by the number of what is still under way."""
+    need = Need(1)
+    async with opened() as site, claiming(site, need) as job:
+        await server.wait_for(CLAIM)
+        desk.ends_with = answer({"tasks": [task("t1")]})
+        need.set(2)
+        claim = await job
+        assert (names(claim), dict(claim.facts)) == (["t1"], {})
         site.agent.save(claim.tasks, claim.facts)
+        need.set(3)
         again = asyncio.create_task(site.client.claim(need.now()))
         await server.wait_for(CLAIM, 3)
-        desk.held[1][1].set_result(answer({"tasks": [task("t1")]}))  # the same once more
+        desk.give("t2")
         claim = await again
-        assert names(claim) == ["t1"]
-        assert dict(claim.facts) == {"claim_no": "2"}
-    assert [body["request_id"] for body in bodies(server)] == [f"stream-1:{n}" for n in (1, 1, 2)]
+        assert names(claim) == ["t1", "t2"]
+        assert dict(claim.facts) == {"claim_no": "1"}
+    assert {body["request_id"] for body in bodies(server)} == {"stream-1:1"}
+
+
+async def test_an_answer_to_an_earlier_number_settles_no_later_one(
+    opened: Any, server: ScriptedServer, desk: Desk
+) -> None:
+    """Else what was granted to the later one would be asked for by nobody after a kill."""
+    need = Need(1)
+    async with opened() as site, claiming(site, need) as job:
+        await server.wait_for(CLAIM)
+        site.agent.facts["claim_no"] = "1"
+        job.cancel()
+        await asyncio.gather(job, return_exceptions=True)
+        site.client._claimer._hanging._tell(Question(1, 1, {}, 30))
+        await server.wait_for(CLAIM, 2)
+        early = desk.held[-1][1]
+        again = asyncio.create_task(site.client.claim(need.now()))
+        await server.wait_for(CLAIM, 3)
+        early.set_result(answer({"tasks": [task("t1")]}))
+        claim = await again
+        assert (names(claim), dict(claim.facts)) == (["t1"], {})
+        site.agent.save(claim.tasks, claim.facts)
+        desk.give("t2")
+        claim = await site.client.claim(need.now())
+        assert (names(claim), dict(claim.facts)) == (["t2"], {"claim_no": "2"})
 
 
 async def test_an_answer_to_an_earlier_claim_ends_no_later_one(
