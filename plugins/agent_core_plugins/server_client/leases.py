@@ -177,9 +177,10 @@ class Leases:
             return
         if key not in self._told:
             self._told.add(key)
-            self._log.warning("stopping an attempt", task=key.task_id, reason=words)
             try:
-                await agent.cancel(key, code=reply.code, reason=words)
+                # False: it has ended by itself, which the server may know already.
+                if await agent.cancel(key, code=reply.code, reason=words):
+                    self._log.warning("stopping an attempt", task=key.task_id, reason=words)
             except StoreError as error:  # no room to note it now: the next answer says it again
                 self._told.discard(key)
                 self._log.error("an end cannot be saved now", task=key.task_id, reason=str(error))
