@@ -27,6 +27,7 @@ class Source:
         self._worker = worker
         self._backoff = bench.backoff()
         self._trouble = ""  # said once a change
+        self._most = 0  # tasks that were asked for, with a question and all that followed it
         self._log = get("claims")
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -37,9 +38,15 @@ class Source:
         while not stopping.is_set():
             changed = self._worker.demands.changed.next()
             try:
-                await self._ask(self._worker.demands.now(), changed, stopping)
+                self._most = 0
+                await self._ask(self._demand(), changed, stopping)
             finally:
                 changed.cancel()
+
+    def _demand(self) -> Demand:
+        demand = self._worker.demands.now()
+        self._most = max(self._most, demand.slots)
+        return replace(demand, again=self._demand)
 
     async def _ask(
         self, demand: Demand, changed: "asyncio.Future[None]", stopping: asyncio.Event
@@ -53,7 +60,7 @@ class Source:
             await pause(self._trouble_with(error), stopping)
             return
         self._well_again()
-        if len(fresh) > demand.slots and demand.urgent_at_most is None:
+        if len(fresh) > self._most and demand.urgent_at_most is None:
             self._log.warning("more came than was asked for", source=self._name, by=len(fresh))
         await self._worker.admit(fresh)
         at_once = not fresh and self._bench.clock.boottime() - asked_at < AT_ONCE
@@ -68,7 +75,10 @@ class Source:
         """Tasks and facts in one transaction: after a crash in between, the source asks again."""
         if not claim.tasks and not claim.facts:
             return []
-        tasks = [replace(task, source=self._name) for task in claim.tasks]
+        tasks = [
+            task if task.source == self._name else replace(task, source=self._name)
+            for task in claim.tasks
+        ]
         return await self._store.add(tasks, claim.facts)
 
     def _trouble_with(self, error: Exception) -> float:

@@ -1,5 +1,6 @@
 """The tasks in memory that wait for a slot: known to the scheduler, or set aside for a while."""
 
+from collections import Counter
 from collections.abc import Callable, Collection
 from enum import StrEnum
 
@@ -30,6 +31,7 @@ class Waiting:
         self._could_run = could_run  # on this machine as it is now, if nothing else ran
         self._scheduler = scheduler
         self._in_line: dict[Key, int] = {}  # whom the scheduler has, with its priority
+        self._counts: Counter[int] = Counter()  # of them, by priority
         self._asking: dict[Key, Task] = {}  # those of them that ask for resources
         self._parked: dict[Key, tuple[Task, Aside]] = {}
 
@@ -59,7 +61,7 @@ class Waiting:
 
     def as_urgent_as(self, priority: int) -> int:
         """How many the scheduler may choose from that are of this priority or more urgent."""
-        return sum(each <= priority for each in self._in_line.values())
+        return sum(count for each, count in self._counts.items() if each <= priority)
 
     @property
     def asking(self) -> Collection[Task]:
@@ -74,16 +76,26 @@ class Waiting:
         if len(self._in_line) >= WINDOW:
             self.feed.look_again()
             return
+        self._leave_line(task.key)  # where it stood in it already
         self._in_line[task.key] = task.priority
+        self._counts[task.priority] += 1
         if task.resources:
             self._asking[task.key] = task
         self._scheduler.add(task)
 
     def remove(self, key: Key) -> None:
-        self._in_line.pop(key, None)
+        self._leave_line(key)
         self._asking.pop(key, None)
         self._parked.pop(key, None)
         self._scheduler.remove(key)
+
+    def _leave_line(self, key: Key) -> None:
+        priority = self._in_line.pop(key, None)
+        if priority is None:
+            return
+        self._counts[priority] -= 1
+        if not self._counts[priority]:
+            del self._counts[priority]
 
     def park(self, task: Task, why: Aside) -> None:
         """It cannot begin now: whoever knows when it can calls `unpark`."""

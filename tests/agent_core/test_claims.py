@@ -25,12 +25,15 @@ class Work:
         self.asked: list[int] = []
         self.gate: asyncio.Event | None = None
         self.default: Any = NOTHING
+        self.asks_anew = False  # while its question hangs
 
     @hookimpl
     async def claim(self, demand: Demand) -> Claim:
         self.asked.append(demand.slots)
         if self.gate:
             await self.gate.wait()
+        if self.asks_anew and demand.again:
+            self.asked.append(demand.again().slots)
         claim = self.claims.popleft() if self.claims else self.default
         if isinstance(claim, BaseException):
             raise claim
@@ -149,6 +152,22 @@ async def test_more_than_was_asked_for_is_kept_all_the_same(house: House) -> Non
     for number in range(9):
         await house.core.until_status_of(f"t{number}", "completed", source="work")
     assert "more came than was asked for" in house.core.said.getvalue()
+
+
+async def test_what_was_asked_for_anew_is_not_more_than_was_asked_for(house: House) -> None:
+    house.core.executor.exit_code = 0
+    house.work.asks_anew = True
+    house.work.gate = asyncio.Event()
+    house.work.claims.append(Claim(tasks=[task(f"t{n}") for n in range(9)], ask_again=3600.0))
+    house.run()
+    await house.asked(1)
+    for _ in range(9):
+        house.core.worker.demands.ended()
+    house.work.gate.set()
+    for number in range(9):
+        await house.core.until_status_of(f"t{number}", "completed", source="work")
+    assert house.work.asked[0] < 9 <= house.work.asked[1]
+    assert "more came than was asked for" not in house.core.said.getvalue()
 
 
 async def test_the_same_task_again_is_the_same_task(house: House) -> None:
