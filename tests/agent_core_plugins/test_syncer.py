@@ -30,7 +30,7 @@ from agent_core.testing.clock import TurnedClock
 from agent_core.testing.store import finish, make_event, make_outcome, make_task
 from agent_core_plugins.sqlite_store.opening import open_database
 from agent_core_plugins.sqlite_store.store import SqliteTasks
-from agent_core_plugins.syncer import BATCH, GATHER, REPORT_LIMIT, Syncer
+from agent_core_plugins.syncer import BATCH, GATHER, GATHER_MUCH, REPORT_LIMIT, Syncer
 from agent_core_plugins.syncer.sources import LANES, LATE, STRIKES, Source
 
 
@@ -207,10 +207,15 @@ async def test_where_much_happens_events_gather_and_in_quiet_they_leave_at_once(
     assert len(house.server.reports) == 1
     await house.clock.advance(GATHER / 4)
     assert [event.key for event in house.server.reports[1][1]] == keys
-    await house.clock.advance(GATHER)
     late = house.told()
-    await house.clock.advance(0)
+    await house.clock.advance(GATHER)
+    assert len(house.server.reports) == 2  # that was much: it gathers for longer
+    await house.clock.advance(GATHER_MUCH - GATHER)
     assert [event.key for event in house.server.reports[2][1]] == [late]
+    await house.clock.advance(GATHER)
+    last = house.told()
+    await house.clock.advance(0)
+    assert [event.key for event in house.server.reports[3][1]] == [last]
 
 
 async def test_a_full_report_does_not_wait_for_company(house):
