@@ -207,5 +207,5 @@ class TaskLife(RuleBasedStateMachine):
         assert self.task.retry_count <= self.task.max_retries
 
 
-TaskLife.TestCase.settings = settings(max_examples=400, stateful_step_count=40, deadline=None)
+TaskLife.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestTaskLife = TaskLife.TestCase

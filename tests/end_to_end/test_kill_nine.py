@@ -11,16 +11,16 @@ SEED = 19
 
 
 @pytest.mark.timeout(300)
-def test_scenario_19_after_many_kills_each_of_300_tasks_has_its_true_outcome_and_ran_once(
+def test_scenario_19_after_many_kills_each_of_150_tasks_has_its_true_outcome_and_ran_once(
     site: Site,
 ) -> None:
     chaos = Chaos(site, SEED, server_too=False)
 
-    wrong = chaos.run(300)
+    wrong = chaos.run(150)
 
     assert wrong == []
-    assert len(chaos.expected) == 300
-    assert sum(chaos.kills.values()) >= 12, chaos.kills
+    assert len(chaos.expected) == 150
+    assert sum(chaos.kills.values()) >= 6, chaos.kills
 
 
 def _runs(*numbers: int, attempt: str = "a") -> list[dict[str, object]]:
