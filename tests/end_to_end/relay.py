@@ -24,7 +24,7 @@ class Relay:
         # Told "asked" or "answered" and the call, before it is passed on; False: it is lost.
         self.watch: Callable[[str, str], bool | None] | None = None
         self.port = 0
-        self._server_port = server_port
+        self.server_port = server_port
         self._cut = False
         self._writers: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
@@ -41,6 +41,10 @@ class Relay:
         """From now on the agent reaches nobody, and what is in flight is lost."""
         self._cut = True
         self._in_loop(self._drop_all)
+
+    def turn(self, server_port: int) -> None:
+        """From now on what connects reaches another server, as behind a balancer."""
+        self.server_port = server_port
 
     def mend(self) -> None:
         self._cut = False
@@ -81,7 +85,7 @@ class Relay:
         try:
             if self._cut:
                 return
-            reader_there, there = await asyncio.open_connection("127.0.0.1", self._server_port)
+            reader_there, there = await asyncio.open_connection("127.0.0.1", self.server_port)
             self._writers.add(there)
             asked: list[str] = []
             await asyncio.gather(

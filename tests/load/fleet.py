@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import json
 import random
+import resource
 import statistics
 import tempfile
 import time
@@ -72,6 +73,7 @@ class Line:
     def close(self) -> None:
         if self._streams:
             self._streams[1].close()
+            self._streams = None
 
 
 class Agent:
@@ -79,7 +81,7 @@ class Agent:
 
     def __init__(self, site: Site, number: int, seen: Seen, duration: float) -> None:
         self.id = f"agent-{number}"
-        self._seen = seen
+        self.seen = seen
         self._duration = duration
         self._claiming, self._telling = (Line(site, site.agent_token) for _ in range(2))
         self._slots = 2
@@ -118,21 +120,28 @@ class Agent:
                 "free": {"slots": self._slots},
             }
             begun = time.perf_counter()
-            code, data = await self._claiming.call("agent/tasks/claim", asked)
+            try:
+                code, data = await self._claiming.call("agent/tasks/claim", asked)
+            except CLOSED:
+                continue  # by `claim_anew`
             if code:
-                self._seen.refused.append(f"claim {code}")
+                self.seen.refused.append(f"claim {code}")
                 await asyncio.sleep(1)
                 continue
             tasks = data["tasks"] or []
             if tasks:
-                self._seen.claims += 1
-                self._seen.seconds["claim that brought tasks"].append(time.perf_counter() - begun)
+                self.seen.claims += 1
+                self.seen.seconds["claim that brought tasks"].append(time.perf_counter() - begun)
             for task in tasks:
-                self._seen.granted += 1
-                self._seen.waited.append(time.time() - _epoch(task["created_at"]))
+                self.seen.granted += 1
+                self.seen.waited.append(time.time() - _epoch(task["created_at"]))
                 self._slots -= 1
                 self._held[task["id"]] = task["attempt_id"]
                 group.create_task(self._work(task))
+
+    def claim_anew(self) -> None:
+        """Hang up on a claim that hangs, and ask again by another connection."""
+        self._claiming.close()
 
     async def _work(self, task: dict[str, Any]) -> None:
         about = {"task_id": task["id"], "attempt_id": task["attempt_id"], "run_no": 1}
@@ -155,9 +164,9 @@ class Agent:
             results = await self._send("events", events)
             for event, result in zip(events, results, strict=True):
                 if result["code"]:
-                    self._seen.refused.append(f"{event['kind']} {result['code']}")
+                    self.seen.refused.append(f"{event['kind']} {result['code']}")
                 if event["kind"] == "complete":
-                    self._seen.ended += 1
+                    self.seen.ended += 1
                     self._held.pop(event["task_id"], None)
 
     async def _send(self, what: str, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -165,7 +174,7 @@ class Agent:
         code, data = await self._telling.call(
             "agent/events", {**self._who, "stream": self._stream, "events": events}
         )
-        self._seen.seconds[what].append(time.perf_counter() - begun)
+        self.seen.seconds[what].append(time.perf_counter() - begun)
         assert code == 0, (code, data)
         return list(data["results"])
 
@@ -284,7 +293,7 @@ async def measure(site: Site, watched: Watched, count: int, given: argparse.Name
     _percentiles(figures, "submit_to_grant", seen.waited)
     _percentiles(figures, "events_request", seen.seconds["events"])
     say(f"{count} agents: a backlog ...")
-    await backlog(site, seen, watched, figures, given)
+    await backlog(site, agents, watched, figures, given)
     figures["server_rss_mb_at_the_end"] = watched.server.memory_info().rss / 2**20
     figures["refused"] = len(seen.refused)
     if seen.refused:
@@ -297,9 +306,14 @@ async def measure(site: Site, watched: Watched, count: int, given: argparse.Name
 
 
 async def backlog(
-    site: Site, seen: Seen, watched: Watched, figures: dict[str, float], given: argparse.Namespace
+    site: Site,
+    agents: list[Agent],
+    watched: Watched,
+    figures: dict[str, float],
+    given: argparse.Namespace,
 ) -> None:
     """Everybody takes what waits, as fast as the server gives it."""
+    seen = agents[0].seen
     books = Books(site.database)
     like = "like-this-one"
     line = Line(site, site.user_token)
@@ -311,8 +325,8 @@ async def backlog(
     before = watched.cpu()
     begun = time.perf_counter()
     await asyncio.to_thread(books.open_to_all, "nowhere")
-    for _ in range(2):  # the server hears of it
-        await submit(line, {"command": "true"})
+    for agent in agents:  # nobody told the server, so what hangs there would hang on
+        agent.claim_anew()
     while seen.ended - ended < given.backlog:
         await asyncio.sleep(0.05)
     wall = time.perf_counter() - begun
@@ -326,6 +340,17 @@ async def backlog(
     line.close()
 
 
+def _files_for(agents: int) -> None:
+    """Two connections each, and some for the rest. The server is a child and inherits the limit."""
+    needed = 2 * agents + 200
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise SystemExit(f"{agents} agents need {needed} open files; raise `ulimit -Hn {hard}`")
+        # This process alone: what the server makes of what it is given belongs to the measure.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--agents", type=int, nargs="+", default=[100, 300, 1000])
@@ -337,24 +362,20 @@ def main() -> None:
     parser.add_argument("--backlog", type=int, default=5000)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     given = parser.parse_args()
+    _files_for(max(given.agents))
     results = Results()
     results.add("machine", **machine(), database=given.database)
     with tempfile.TemporaryDirectory(prefix="remotegpu-fleet-") as folder:
         for count in given.agents:
             root = Path(folder) / str(count)
-            with a_site(root) as site, database_of(site, given.database):
+            with a_site(root) as site, database_of(site, given.database) as database:
                 server = site.start_server()
-                watched = Watched(psutil.Process(server.popen.pid), _postmaster(site))
+                watched = Watched(psutil.Process(server.popen.pid), database)
                 say(f"{count} agents ...")
                 results.add(f"{count} agents", **asyncio.run(measure(site, watched, count, given)))
     results.show()
     if given.json:
         given.json.write_text(json.dumps(results.sections, indent=2) + "\n")
-
-
-def _postmaster(site: Site) -> psutil.Process | None:
-    found = list(site.root.glob("postgres/**/postmaster.pid"))
-    return psutil.Process(int(found[0].read_text().split()[0])) if found else None
 
 
 if __name__ == "__main__":

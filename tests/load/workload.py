@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tests.end_to_end.site import Site, site_in, wait_for
 from tests.load.measuring import Crew, halted
+from tests.postgres import cluster, program
 
 # What the test site shortens is as a user has it.
 DEFAULTS = {
@@ -92,16 +95,25 @@ class Books:
 
 
 @contextlib.contextmanager
-def database_of(site: Site, kind: str) -> Iterator[None]:
-    """Give the site's server its database: a file of its own, or a PostgreSQL of its own."""
-    if kind == "sqlite":
-        yield
-        return
-    from tests.postgres import cluster  # only where it is there
+def database_of(site: Site, kind: str) -> Iterator[psutil.Process | None]:
+    """Give the site's server its database: a file of its own, or a PostgreSQL of its own.
 
-    with cluster(site.root / "postgres", durable=True) as url:
-        site.database = url
-        yield
+    Brings PostgreSQL's first process, whose children serve.
+    """
+    if kind == "sqlite":
+        yield None
+        return
+    if program("initdb") is None:
+        raise SystemExit("PostgreSQL is not installed: apt-get install postgresql, or use sqlite")
+    # As a user has it: what tests switch off, since they throw it away, is on.
+    with cluster(fsync="on", full_page_writes="on", autovacuum="on") as made:
+        assert made.process is not None
+        site.database = made.url()
+        try:
+            yield psutil.Process(made.process.pid)
+        finally:
+            if site.server is not None and site.server.alive:
+                site.server.stop()  # before its database
 
 
 def run_tasks(site: Site, crew: Crew, count: int, **fields: Any) -> tuple[float, dict[str, float]]:
