@@ -214,7 +214,7 @@ def timed(root: Path, results: Results, given: argparse.Namespace) -> None:
                 idle(crew, results, duration=given.idle)
             say(f"{workers} workers ...")
             throughput(site, crew, results, tasks=given.tasks, rounds=given.rounds, workers=workers)
-            if workers == given.workers[0]:
+            if workers == given.workers[0] and given.submissions:
                 say(f"{given.submissions} submissions to an idle agent ...")
                 latency(site, results, submissions=given.submissions)
                 say("while others wait ...")
