@@ -1,16 +1,21 @@
 """`remotegpu server`: the control plane in the foreground."""
 
 import asyncio
+import errno
 import gc
 import os
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from agent_control_plane.settings import ServerSettings
+
+FILES = 2**20  # more than one process serves
+NO_FILES = (errno.EMFILE, errno.ENFILE)
+QUIET = 60.0  # seconds until it is said again
 
 
 @click.command(
@@ -47,6 +52,7 @@ def server(file: Path | None, as_json: bool) -> None:
     for warning in loaded.warnings:
         log.get("settings").warning(warning)
     _check_tokens(settings)
+    _raise_files()
     asyncio.run(_serve(settings))
 
 
@@ -65,6 +71,37 @@ def _check_tokens(settings: "ServerSettings") -> None:
             "server.agent_token and server.user_token are the same; "
             "agents must not be able to act as users: make another one for either"
         )
+
+
+def _raise_files() -> None:
+    """Each agent keeps two connections, and the usual soft limit is 1,024 files."""
+    import resource  # noqa: PLC0415
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(hard, FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+class _Trouble:
+    """The loop's exception handler: it would write thousands of tracebacks when files run out."""
+
+    def __init__(self) -> None:
+        self._said = -QUIET
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        from agent_core import log  # noqa: PLC0415
+
+        error = context.get("exception")
+        if not (isinstance(error, OSError) and error.errno in NO_FILES):
+            loop.default_exception_handler(context)
+        elif loop.time() - self._said >= QUIET:
+            self._said = loop.time()
+            log.get("server").error(
+                "out of open files, new connections wait; each agent keeps two: raise the hard "
+                "limit (`ulimit -Hn`, LimitNOFILE= in a unit of systemd) and start it again",
+                reason=error.strerror,
+            )
 
 
 async def _serve(settings: "ServerSettings") -> None:
@@ -89,6 +126,7 @@ async def _serve(settings: "ServerSettings") -> None:
     gc.collect()
     gc.freeze()  # what stands now stays: looking through it again took a fifth of a claim
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_Trouble())
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, http.stop)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host

@@ -3,13 +3,14 @@
 import contextlib
 import os
 import re
+import resource
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,12 @@ def refused(tmp_path: Path, *, code: int = 1, **more: str) -> str:
 
 
 @contextlib.contextmanager
-def running(tmp_path: Path, **more: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def running(
+    tmp_path: Path, *, enter: Sequence[str] = (), **more: str
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`enter` stands before the command and becomes it."""
     process = subprocess.Popen(
-        [REMOTEGPU, "server"],
+        [*enter, REMOTEGPU, "server"],
         env=environment(tmp_path, **more),
         cwd=tmp_path,
         stderr=subprocess.PIPE,
@@ -291,3 +295,27 @@ def test_help_needs_neither_database_nor_server(tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_it_takes_as_many_files_as_it_may_since_each_agent_keeps_two(tmp_path: Path) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = 5000 if hard == resource.RLIM_INFINITY else min(hard, 5000)
+    with running(tmp_path, enter=["prlimit", f"--nofile=256:{allowed}"]) as (process, _url):
+        assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (allowed, allowed)
+
+
+def test_out_of_files_it_says_so_once_and_serves_again_when_some_have_left(tmp_path: Path) -> None:
+    with running(tmp_path, enter=["prlimit", "--nofile=60:60"]) as (process, url):
+        assert process.stderr is not None
+        with contextlib.ExitStack() as crowd:
+            port = int(url.rpartition(":")[2].split()[0])
+            for _ in range(80):
+                crowd.enter_context(socket.create_connection(("127.0.0.1", port)))
+            said = process.stderr.readline()
+            assert "out of open files" in said
+            assert "LimitNOFILE" in said
+        assert httpx.get(f"{url}/health", timeout=PATIENCE).status_code == 200
+        process.terminate()
+        rest = process.stderr.read()
+    assert "out of open files" not in rest
+    assert "Traceback" not in rest
