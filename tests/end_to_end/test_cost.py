@@ -1,0 +1,67 @@
+"""What a task costs, and what nothing costs: bounds on work done, never on time passed.
+
+The bounds are about one and a half times what is measured on a quiet machine; a change that goes
+over one has made every task dearer, and either wins it back or says here why it is worth that.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.end_to_end.site import Site
+from tests.load.bench import counted
+from tests.load.measuring import Results, crew_of, wakeups
+from tests.load.workload import DEFAULTS, run_tasks
+
+TASKS = 300
+IDLE = 5.0  # seconds that are looked at; the longer, the finer
+MOST = {  # beside each, what it was when the bound was set
+    "agent_cpu_ms": 2.1,  # 1.2 to 1.4
+    "supervisor_cpu_ms": 0.45,  # 0.27
+    "server_cpu_ms": 0.45,  # 0.23 to 0.27
+    "requests": 0.16,  # 0.09 to 0.10
+    "agent_commits": 0.7,  # 0.40 to 0.48
+    "server_commits_with_submit": 1.4,  # 1.22 to 1.25, of which the submit is one
+    "agent_wakeups_per_second": 1.5,  # 0.8
+}
+
+
+def _dearer(figures: dict[str, Any]) -> dict[str, str]:
+    return {
+        name: f"{value:.3g}, at most {MOST[name]:g}"
+        for name, value in figures.items()
+        if value > MOST[name]
+    }
+
+
+def test_a_task_costs_each_process_no_more_cpu_than_it_may(site: Site) -> None:
+    site.start_server()
+    crew = crew_of(site, site.start_agent(**DEFAULTS))
+    run_tasks(site, crew, 50)  # what is done once is done
+
+    _, spent = run_tasks(site, crew, TASKS)
+
+    figures = {f"{name}_cpu_ms": seconds * 1000 / TASKS for name, seconds in spent.items()}
+    assert all(figures.values()), "none of them has done nothing"
+    assert _dearer(figures) == {}
+
+
+def test_a_task_among_many_makes_few_requests_and_commits(tmp_path: Path) -> None:
+    results = Results()
+    counted(tmp_path, results, tasks=200)
+    [found] = results.sections.values()
+    figures = {name: value for name, value in found.items() if name in MOST}
+    assert len(figures) == 3
+    assert all(figures.values())
+    assert _dearer(figures) == {}
+
+
+def test_an_idle_agent_hardly_ever_wakes(site: Site) -> None:
+    site.start_server()
+    crew = crew_of(site, site.start_agent(**DEFAULTS))
+    time.sleep(3)  # what the task left is told and put in order
+    before, begun = wakeups(crew), time.monotonic()
+    time.sleep(IDLE)
+    figures = {"agent_wakeups_per_second": (wakeups(crew)["agent"] - before["agent"])}
+    figures["agent_wakeups_per_second"] /= time.monotonic() - begun
+    assert _dearer(figures) == {}
