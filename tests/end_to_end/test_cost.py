@@ -1,6 +1,6 @@
 """What a task costs, and what nothing costs: bounds on work done, never on time passed.
 
-The bounds are about one and a half times what is measured on a quiet machine; a change that goes
+The bounds are about twice what is measured on a quiet machine, since a busy one spends more; a change that goes
 over one has made every task dearer, and either wins it back or says here why it is worth that.
 """
 
