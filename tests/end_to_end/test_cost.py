@@ -1,7 +1,7 @@
 """What a task costs, and what nothing costs: bounds on work done, never on time passed.
 
-The bounds are about twice what is measured on a quiet machine, since a busy one spends more; a change that goes
-over one has made every task dearer, and either wins it back or says here why it is worth that.
+The bounds are about twice what is measured on a quiet machine, since a busy one spends more; a
+change that goes over one has made every task dearer: it wins that back, or says here why not.
 """
 
 import time
