@@ -93,6 +93,8 @@ class _Trouble:
         from agent_core import log  # noqa: PLC0415
 
         error = context.get("exception")
+        if isinstance(error, ValueError) and "_start_serving" in str(context.get("handle")):
+            return  # it meant to listen again a second later, and has ended by now
         if not (isinstance(error, OSError) and error.errno in NO_FILES):
             loop.default_exception_handler(context)
         elif loop.time() - self._said >= QUIET:

@@ -192,6 +192,8 @@ def test_scenario_21_no_run_begins_after_its_lease_has_ended(site: Site) -> None
     site.wait(runs, "running")
     waits = site.submit_marked("true")
     site.wait(waits, "assigned")
+    # The server's word alone does not say that its answer has arrived.
+    wait_for(lambda: site.file().rows("SELECT 1 FROM tasks WHERE task_id = ?", waits), "it came")
 
     relay.cut()
     wait_for(lambda: site.task(waits)["unreachable_since"], "its lease is over")
