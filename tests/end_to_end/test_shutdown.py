@@ -87,9 +87,12 @@ def test_scenario_18_a_second_signal_is_quicker_and_loses_nothing(site: Site) ->
         ends = site.submit_marked(f"{gate.wait}")
         site.wait(runs, "running")
         site.wait(ends, "assigned")
+        # The server's word alone does not say that its answer has arrived.
+        wait_for(lambda: site.file().status(ends), "the agent holds it")  # noqa: B023
         server.kill()
         agent.signal(signum)
         agent.says("stopping; once more to leave at once")
+        wait_for(lambda: site.file().unsent(ends) == ["release"], "it is given back")  # noqa: B023
         assert agent.alive  # its word that a task is given back cannot be told
 
         agent.signal(signum)
