@@ -21,15 +21,15 @@ from agent_core.errors import (
     Unreachable,
 )
 from agent_core.hookspecs import API_VERSION, hookimpl
+from agent_core.inventory import Gpu, Inventory
 from agent_core.lifecycle import FINAL, HELD, EventKind, Status
 from agent_core.locks import HeldElsewhere, hold
 from agent_core.models import (
+    PREEMPTION_DIFFERENCE,
     Change,
     Claim,
     Demand,
     Event,
-    Gpu,
-    Inventory,
     Key,
     Launch,
     Lease,
@@ -81,6 +81,7 @@ __all__ = [
     "API_VERSION",
     "FINAL",
     "HELD",
+    "PREEMPTION_DIFFERENCE",
     "AgentHandle",
     "Answer",
     "Backoff",

@@ -11,6 +11,7 @@ from agent_core.lifecycle import FINAL
 from agent_core.log import get
 from agent_core.models import Change, Key
 from agent_core.protocols import Store
+from agent_core.signals import resolve
 
 GATHER = 0.005  # seconds for which what is in no hurry waits for company
 TOGETHER = 200  # changes at most in one transaction
@@ -110,7 +111,7 @@ class Behind:
     async def _gather(self) -> None:
         loop = asyncio.get_running_loop()
         self._gathering = loop.create_future()
-        timer = loop.call_later(GATHER, _resolve, self._gathering)
+        timer = loop.call_later(GATHER, resolve, self._gathering)
         try:
             await self._gathering
         finally:
@@ -219,8 +220,3 @@ def _both(first: Change, second: Change) -> Change:
         events=(*first.events, *second.events),
         ended_run=first.ended_run or second.ended_run,
     )
-
-
-def _resolve(future: "asyncio.Future[None]") -> None:
-    if not future.done():
-        future.set_result(None)

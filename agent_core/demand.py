@@ -8,13 +8,12 @@ from agent_core.api import resources
 from agent_core.api.resources import Free
 from agent_core.clock import Clock
 from agent_core.machine import Machine
-from agent_core.models import Demand
+from agent_core.models import PREEMPTION_DIFFERENCE, Demand
 from agent_core.signals import Signal
 from agent_core.waiting import Waiting
 
 READY_LEAST = 2  # tasks to have ready at least, beside those that begin at once
 READY_MOST = 100
-DIFFERENCE = 3  # in priority, from which on a running task makes room for a waiting one
 GATHER = 0.1  # seconds in which several small changes are told as one
 
 
@@ -122,9 +121,11 @@ class Demands:
             return None
         running = self._machine.running
         able = sorted((each.task.priority for each in running if not each.ending), reverse=True)
-        if not able or able[0] <= DIFFERENCE:
+        if not able or able[0] <= PREEMPTION_DIFFERENCE:
             return None
         # Those that wait here are ahead: for some of them room is coming, some take the rest.
-        ahead = self._waiting.as_urgent_as(able[0] - DIFFERENCE) - (len(running) - len(able))
+        ahead = self._waiting.as_urgent_as(able[0] - PREEMPTION_DIFFERENCE) - (
+            len(running) - len(able)
+        )
         left = able[max(0, ahead) :]
-        return left[0] - DIFFERENCE if left and left[0] > DIFFERENCE else None
+        return left[0] - PREEMPTION_DIFFERENCE if left and left[0] > PREEMPTION_DIFFERENCE else None

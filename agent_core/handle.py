@@ -5,12 +5,12 @@ from collections.abc import Collection, Mapping, Sequence
 
 from agent_core.api.wire import Answer, Code
 from agent_core.hooks import Caller, reason_of
+from agent_core.inventory import Inventory
 from agent_core.lifecycle import Status
 from agent_core.local import Local
 from agent_core.log import get
 from agent_core.models import (
     Event,
-    Inventory,
     Key,
     Lease,
     Piece,

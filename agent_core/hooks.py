@@ -11,12 +11,12 @@ import pluggy
 
 from agent_core.errors import NeverRan, PluginError, RemoteGPUError
 from agent_core.hookspecs import Hooks
+from agent_core.inventory import Inventory
 from agent_core.log import get
 from agent_core.models import (
     Claim,
     Demand,
     Event,
-    Inventory,
     Launch,
     Lost,
     NeverStarted,

@@ -47,11 +47,11 @@ from collections.abc import Awaitable, Sequence
 
 import pluggy
 
+from agent_core.inventory import Inventory
 from agent_core.models import (
     Claim,
     Demand,
     Event,
-    Inventory,
     Launch,
     Lost,
     NeverStarted,

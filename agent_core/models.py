@@ -15,6 +15,7 @@ from agent_core.signals import Signal
 Stream = Literal["stdout", "stderr"]
 NO_DEVICES: Mapping["Key", Sequence[str]] = MappingProxyType({})
 PRIORITY_DEFAULT = 5  # 1 is the most urgent, 10 the least
+PREEMPTION_DIFFERENCE = 3  # in priority, from which on a running task makes room for a waiting one
 TIMEOUT_DEFAULT = 3600.0  # seconds
 RETRY_DELAY_DEFAULT = 60.0  # seconds
 
@@ -246,37 +247,6 @@ class Progress:
 
     percent: int | None = None  # 0–100; None: not told, and never invented
     message: str = ""  # the task's own words, else its last line of output
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Gpu:
-    """One device; None where a value cannot be read."""
-
-    index: int
-    uuid: str
-    name: str
-    util_percent: int | None = None
-    memory_used: int | None = None  # bytes
-    memory_total: int | None = None  # bytes
-    temperature: int | None = None  # °C
-    power: float | None = None  # watts
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Inventory:
-    """What this machine has and how busy it is; None where a value cannot be read."""
-
-    hostname: str | None = None
-    os: str | None = None
-    cpu_cores: int | None = None
-    cpu_percent: float | None = None
-    memory_total: int | None = None  # bytes
-    memory_used: int | None = None
-    memory_percent: float | None = None
-    disk_total: int | None = None  # bytes, of the file system of the state directory
-    disk_used: int | None = None
-    disk_percent: float | None = None
-    gpus: tuple[Gpu, ...] = ()
 
 
 class Running(NamedTuple):

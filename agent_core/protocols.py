@@ -11,11 +11,11 @@ from typing import Any, ClassVar, Protocol
 from agent_core.api.resources import Free
 from agent_core.api.wire import Json
 from agent_core.clock import Clock, Instant
+from agent_core.inventory import Inventory
 from agent_core.lifecycle import Status
 from agent_core.models import (
     Change,
     Event,
-    Inventory,
     Key,
     Lease,
     Outcome,

@@ -16,6 +16,7 @@ from agent_core.log import about_from_now_on
 from agent_core.models import Launch, Lost, Outcome, Piece, Progress, Reason, Stream, Task
 from agent_core.protocols import Execution
 from agent_core.recovery import find_run
+from agent_core.signals import resolve
 from agent_core.watch import Watch, outcome_of
 from agent_core.workbench import Workbench, made_ready
 
@@ -65,7 +66,7 @@ class Runner:
     def go(self) -> None:
         """It has a slot now."""
         if self._turn:
-            _resolve(self._turn)
+            resolve(self._turn)
 
     def disarm(self) -> None:
         """Take its start back, unless it has a slot by now."""
@@ -77,7 +78,7 @@ class Runner:
         """End the run for this reason; the first one counts, but a cancel outlasts a preemption."""
         if self._stop is None or (self._stop.reason is Reason.PREEMPTED != stop.reason):
             self._stop = stop
-        _resolve(self._called)
+        resolve(self._called)
         self.go()
 
     @property
@@ -87,8 +88,8 @@ class Runner:
 
     def leave(self) -> None:
         """The agent stops: leave a run that outlives it alone, end any other as lost."""
-        _resolve(self._left)
-        _resolve(self._called)
+        resolve(self._left)
+        resolve(self._called)
         self.go()
 
     async def progress(self) -> Progress | None:
@@ -291,8 +292,3 @@ class Runner:
         except Exception:  # it only remembers longer than it needs to
             self._log.exception("an executor could not let go of a run that has ended")
         await self._bench.rooms.leave(launch)
-
-
-def _resolve(future: "asyncio.Future[None]") -> None:
-    if not future.done():
-        future.set_result(None)

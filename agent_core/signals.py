@@ -3,6 +3,12 @@
 import asyncio
 
 
+def resolve(future: "asyncio.Future[None]") -> None:
+    """Let whoever waits for it go on, if it is not done: by an answer, or given up."""
+    if not future.done():
+        future.set_result(None)
+
+
 class Signal:
     """Unlike an Event it has no state to clear, so any number may wait without stealing it."""
 
@@ -11,8 +17,7 @@ class Signal:
 
     def send(self) -> None:
         for future in self._waiting:
-            if not future.done():
-                future.set_result(None)
+            resolve(future)
 
     def next(self) -> asyncio.Future[None]:
         """Done at the next `send`; cancel it if you wait no more.

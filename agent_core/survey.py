@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from agent_core.clock import Clock
 from agent_core.hooks import Caller
+from agent_core.inventory import Inventory
 from agent_core.machine import Machine
-from agent_core.models import Inventory
 
 LOOK_EVERY = 60.0  # seconds
 

@@ -162,6 +162,14 @@ def size(value: Any) -> int:
     return found
 
 
+def size_in_words(count: int) -> str:
+    """Bytes as people write them: `20 GiB`, `1.5 MiB`, `17 bytes`."""
+    for unit, power in (("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if count >= 1 << power:
+            return f"{count / (1 << power):.4g} {unit}"
+    return f"{count} bytes"
+
+
 def _count(value: Any) -> int:
     if value is None:
         return 0

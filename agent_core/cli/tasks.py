@@ -13,7 +13,7 @@ from agent_core.api.wire import Json
 from agent_core.cli.config import connect, user_name
 from agent_core.cli.ids import id_argument
 from agent_core.cli.output import Column, json_option, note, print_fields, print_json, print_table
-from agent_core.cli.text import byte_count, moment, span, took, words
+from agent_core.cli.text import moment, span, took, words
 
 if TYPE_CHECKING:
     from agent_core.api.client import Client
@@ -229,13 +229,13 @@ def asked_for(value: Json) -> str:
     said = []
     if wanted.gpus:
         kind = f"{wanted.gpu} GPU" if wanted.gpu else "GPU"
-        of = f" of {byte_count(wanted.gpu_memory)}" if wanted.gpu_memory else ""
+        of = f" of {resources.size_in_words(wanted.gpu_memory)}" if wanted.gpu_memory else ""
         each = " each" if of and wanted.gpus > 1 else ""
         said.append(f"{wanted.gpus} {kind}{'s' if wanted.gpus > 1 else ''}{of}{each}")
     if wanted.cpus:
         said.append(f"{wanted.cpus:g} cpus")
     if wanted.memory:
-        said.append(f"{byte_count(wanted.memory)} of memory")
+        said.append(f"{resources.size_in_words(wanted.memory)} of memory")
     return words(", ".join(said))
 
 

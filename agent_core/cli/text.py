@@ -75,14 +75,6 @@ def span(seconds: float) -> str:
     return f"{int(seconds) // 86400}d{int(seconds) // 3600 % 24:02d}h"
 
 
-def byte_count(count: int) -> str:
-    """`20 GiB`, `1.5 MiB`, `17 bytes`."""
-    for unit, power in (("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if count >= 1 << power:
-            return f"{count / (1 << power):.4g} {unit}"
-    return f"{count} bytes"
-
-
 def took(started: Json, ended: Json) -> str:
     """How long it ran, or has been running; empty if it never began."""
     try:

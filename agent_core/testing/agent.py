@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from agent_core.api.wire import Answer, Code
 from agent_core.errors import NotAccepted, StoreFull
+from agent_core.inventory import Inventory
 from agent_core.lifecycle import FINAL, Status
 from agent_core.models import (
     Event,
-    Inventory,
     Key,
     Lease,
     Piece,

@@ -6,7 +6,15 @@ from enum import StrEnum
 from typing import Final
 
 from agent_control_plane.needs import Needs, Offer
-from agent_core.api.resources import Device, Free, Resources, fitting, suits, without
+from agent_core.api.resources import (
+    Device,
+    Free,
+    Resources,
+    fitting,
+    size_in_words,
+    suits,
+    without,
+)
 
 SILENT_AFTER: Final = 180.0  # seconds without a word of an agent
 _HOLDERS_NAMED: Final = 4
@@ -107,7 +115,8 @@ def _size(wanted: Resources, machine: Machine) -> tuple[Reason, str] | None:
         words = f"{wanted.cpus:g} cpus needed; this machine has {whole.cpus:g} in all"
         return Reason.TOO_FEW_CPUS, words
     if whole.memory is not None and wanted.memory > whole.memory:
-        words = f"{size(wanted.memory)} of memory needed; this machine has {size(whole.memory)}"
+        needed, there = size_in_words(wanted.memory), size_in_words(whole.memory)
+        words = f"{needed} of memory needed; this machine has {there}"
         return Reason.TOO_LITTLE_MEMORY, f"{words} in all"
     return None
 
@@ -126,7 +135,8 @@ def _room(wanted: Resources, machine: Machine, now: float) -> tuple[Reason, str]
         return Reason.CPUS_HELD, words + _held_by(users, now)
     if wanted.memory and wanted.memory > (free.memory or 0):
         users = [each for each in machine.holders if each.resources.memory]
-        words = f"{size(wanted.memory)} of memory needed, {size(free.memory or 0)} free"
+        needed, spare = size_in_words(wanted.memory), size_in_words(free.memory or 0)
+        words = f"{needed} of memory needed, {spare} free"
         return Reason.MEMORY_HELD, words + _held_by(users, now)
     if free.slots <= 0:
         return Reason.NO_SLOT, "no free slot" + _held_by(machine.holders, now)
@@ -185,14 +195,18 @@ def _held_by(holders: Iterable[Holder], now: float) -> str:
 
 def _gpus(wanted: Resources) -> str:
     kind = f" {wanted.gpu}" if wanted.gpu else ""
-    of = f" of {size(wanted.gpu_memory)}" if wanted.gpu_memory else ""
+    of = f" of {size_in_words(wanted.gpu_memory)}" if wanted.gpu_memory else ""
     return f"{wanted.gpus}{kind} GPU{'s' if wanted.gpus > 1 else ''}{of}"
 
 
 def _named(whole: Free) -> str:
     counts: dict[str, int] = {}
     for device in whole.devices:
-        words = device.name if device.memory is None else f"{device.name}, {size(device.memory)}"
+        words = (
+            device.name
+            if device.memory is None
+            else f"{device.name}, {size_in_words(device.memory)}"
+        )
         counts[words] = counts.get(words, 0) + 1
     return "; ".join(f"{count} × {name}" for name, count in list(counts.items())[:5]) or "none"
 
@@ -204,14 +218,6 @@ def ago(seconds: float) -> str:
         if seconds >= 2 * length or (seconds >= length and unit != "d"):
             return f"{int(seconds // length)} {unit}"
     return f"{int(seconds)} s"
-
-
-def size(count: int) -> str:
-    """Bytes as people write them."""
-    for unit, power in (("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if count >= 1 << power:
-            return f"{count / (1 << power):.4g} {unit}"
-    return f"{count} bytes"
 
 
 def short(task_id: str) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from agent_control_plane.reasons import Reason, ago, size
+from agent_control_plane.reasons import Reason, ago
+from agent_core.api.resources import size_in_words
 from agent_core.api.wire import rfc3339
 from tests.agent_control_plane.batch import Teller
 from tests.agent_control_plane.kit import Agent, House
@@ -319,7 +320,7 @@ async def test_the_list_says_in_short_what_each_waits_for(house: House) -> None:
 def test_durations_and_sizes_are_told_in_the_largest_unit_that_says_something() -> None:
     told = [ago(each) for each in (-1, 59.9, 60, 119, 3600, 7200, 86400, 2 * 86400)]
     assert told == ["0 s", "59 s", "1 min", "1 min", "1 h", "2 h", "24 h", "2 d"]
-    assert [size(each) for each in (0, 1023, 1536, 20 * GIB)] == [
+    assert [size_in_words(each) for each in (0, 1023, 1536, 20 * GIB)] == [
         "0 bytes", "1023 bytes", "1.5 KiB", "20 GiB",
     ]  # fmt: skip
 

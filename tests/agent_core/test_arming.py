@@ -9,8 +9,13 @@ import pytest
 from agent_core.api.resources import Resources
 from agent_core.clock import Instant
 from agent_core.hookspecs import hookimpl
+from agent_core.inventory import Inventory
 from agent_core.lifecycle import Status
-from agent_core.models import Inventory, Launch, Lease, Task
+from agent_core.models import (
+    Launch,
+    Lease,
+    Task,
+)
 from agent_core.protocols import Execution
 from agent_core.testing.clock import TurnedClock
 from agent_core.testing.executors import HandExecutor, HandRun

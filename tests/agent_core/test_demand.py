@@ -9,8 +9,12 @@ from agent_core.api.resources import Resources
 from agent_core.demand import READY_LEAST, READY_MOST, Demands
 from agent_core.feed import Feed
 from agent_core.hookspecs import hookimpl
+from agent_core.inventory import Gpu, Inventory
 from agent_core.machine import Machine
-from agent_core.models import Demand, Gpu, Inventory, Task
+from agent_core.models import (
+    Demand,
+    Task,
+)
 from agent_core.testing.clock import TurnedClock
 from agent_core.waiting import Waiting
 from agent_core_plugins.priority_scheduler.line import Line

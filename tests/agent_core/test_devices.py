@@ -10,8 +10,12 @@ import pytest
 from agent_core.api.resources import Resources
 from agent_core.api.wire import Code
 from agent_core.hookspecs import hookimpl
+from agent_core.inventory import Gpu, Inventory
 from agent_core.lifecycle import Status
-from agent_core.models import Gpu, Inventory, Reason, Task
+from agent_core.models import (
+    Reason,
+    Task,
+)
 from agent_core.testing.executors import HandExecutor
 from tests.agent_core.core import Core, task, turns, until
 

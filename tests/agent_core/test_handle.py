@@ -12,8 +12,15 @@ from agent_core.clock import Instant
 from agent_core.errors import PluginError, StoreFull, Unreachable
 from agent_core.handle import Handle
 from agent_core.hookspecs import hookimpl
+from agent_core.inventory import Inventory
 from agent_core.lifecycle import Status
-from agent_core.models import Event, Inventory, Lease, Piece, Progress, Receipt
+from agent_core.models import (
+    Event,
+    Lease,
+    Piece,
+    Progress,
+    Receipt,
+)
 from tests.agent_core.core import Core, task, turns, until, within
 
 T1, T2 = task("t1"), task("t2")

@@ -10,13 +10,12 @@ from agent_core.api.wire import Answer, Json
 from agent_core.errors import NeverRan, PluginError, Unreachable
 from agent_core.hooks import Caller, Limits, reason_of
 from agent_core.hookspecs import hookimpl
+from agent_core.inventory import Gpu, Inventory
 from agent_core.lifecycle import EventKind
 from agent_core.models import (
     Claim,
     Demand,
     Event,
-    Gpu,
-    Inventory,
     Key,
     Launch,
     Lost,

@@ -8,8 +8,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from agent_core.api.resources import Resources
+from agent_core.inventory import Gpu, Inventory
 from agent_core.machine import Machine
-from agent_core.models import Gpu, Inventory, Key
+from agent_core.models import (
+    Key,
+)
 from agent_core.testing.clock import TurnedClock
 from tests.agent_core.core import task
 

@@ -11,8 +11,14 @@ from hypothesis import strategies as st
 
 from agent_core.api.resources import Resources
 from agent_core.hookspecs import hookimpl
+from agent_core.inventory import Gpu, Inventory
 from agent_core.lifecycle import FINAL, Status
-from agent_core.models import Gpu, Inventory, Key, Launch, Reason, Task
+from agent_core.models import (
+    Key,
+    Launch,
+    Reason,
+    Task,
+)
 from agent_core.protocols import Execution
 from agent_core.testing.executors import HandExecutor, HandRun
 from tests.agent_core.core import Core, task, turns

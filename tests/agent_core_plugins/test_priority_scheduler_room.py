@@ -7,10 +7,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent_core import Device, Free, Key, Resources, Running, Task, resources
+from agent_core import PREEMPTION_DIFFERENCE, Device, Free, Key, Resources, Running, Task, resources
 from agent_core.testing.making import make_task
 from agent_core_plugins.priority_scheduler.line import PASSES, Line, costs
-from agent_core_plugins.priority_scheduler.victims import DIFFERENCE
 
 BIG = [Device(uuid=f"GPU-{n}", name="NVIDIA A100", memory=80 * 2**30) for n in range(2)]
 SMALL = [Device(uuid=f"GPU-{n}", name="Tesla T4", memory=16 * 2**30) for n in range(2, 4)]
@@ -352,7 +351,9 @@ def test_who_makes_room_is_enough_is_needed_and_is_less_urgent(
 
     ending = [each for each in running if each.ending]
     able = [
-        each for each in running if not each.ending and each.task.priority >= priority + DIFFERENCE
+        each
+        for each in running
+        if not each.ending and each.task.priority >= priority + PREEMPTION_DIFFERENCE
     ]
     assert all(each in able for each in chosen)
     if fits(ending):

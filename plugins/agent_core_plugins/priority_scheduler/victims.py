@@ -2,10 +2,8 @@
 
 from collections.abc import Collection, Sequence
 
-from agent_core import Free, Key, Running, Task, resources
+from agent_core import PREEMPTION_DIFFERENCE, Free, Key, Running, Task, resources
 from agent_core_plugins.priority_scheduler.order import Walk
-
-DIFFERENCE = 3  # in priority, from which on a running task makes room for a waiting one
 
 
 def room_that_comes(running: Collection[Running], free: Free) -> Free | None:
@@ -18,7 +16,7 @@ def room_that_comes(running: Collection[Running], free: Free) -> Free | None:
 
 def makes_room(running: Collection[Running], priority: int) -> bool:
     """Whether anybody would, for a task of this priority: asked at each turn, so it is quick."""
-    least = priority + DIFFERENCE
+    least = priority + PREEMPTION_DIFFERENCE
     return any(each.task.priority >= least and not each.ending for each in running)
 
 
@@ -28,7 +26,7 @@ def victims(walk: Walk, running: Collection[Running], free: Free) -> list[Key]:
     least = max((each.task.priority for each in able), default=0)
     room = room_that_comes(running, free) or free
     chosen: list[Running] = []
-    while (task := walk.next()) is not None and task.priority + DIFFERENCE <= least:
+    while (task := walk.next()) is not None and task.priority + PREEMPTION_DIFFERENCE <= least:
         made = _fewest(task, room, [each for each in able if each not in chosen])
         if made is None:
             walk.pass_over()
@@ -45,7 +43,7 @@ def _fewest(task: Task, room: Free, able: Sequence[Running]) -> list[Running] | 
     """Who must go so that it fits: nobody, one, or as few as can be told. None: it does not."""
     if _fits(task, room):
         return []
-    allowed = [each for each in able if each.task.priority >= task.priority + DIFFERENCE]
+    allowed = [each for each in able if each.task.priority >= task.priority + PREEMPTION_DIFFERENCE]
     allowed.sort(key=_turn)
     for each in allowed:
         if _fits(task, _with(room, [each])):

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from sqlalchemy import (
     ClauseElement,
     ColumnElement,
-    Delete,
     Integer,
     Select,
     Table,
@@ -122,11 +121,6 @@ def move(columns: frozenset[str]) -> Prepared:
     return prepared(statement)
 
 
-def _settled() -> Delete:
-    return delete(OUTBOX).where(OUTBOX.c.seq == bindparam("seq"))
-
-
-SETTLE = prepared(_settled())
 SETTLE_RANGE = prepared(
     delete(OUTBOX).where(OUTBOX.c.seq.between(bindparam("first"), bindparam("last")))
 )

@@ -14,6 +14,15 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
+    _tasks()
+    _who_holds_them()
+    _runs()
+    _dependencies()
+    _live_output()
+    _commands()
+
+
+def _tasks() -> None:
     add(
         "tasks",
         text("depends_on", before="[]"),
@@ -39,6 +48,9 @@ def upgrade() -> None:
         where="ready_for IS NOT NULL",
     )
     index("tasks_user", "tasks", "user", "seq")
+
+
+def _who_holds_them() -> None:
     add(
         "attempts",
         seconds("began_at", optional=True),
@@ -54,6 +66,9 @@ def upgrade() -> None:
         text("has", before=""),
         text("free", before=""),
     )
+
+
+def _runs() -> None:
     op.create_table(
         "runs",
         text("attempt_id", key=True),
@@ -76,12 +91,18 @@ def upgrade() -> None:
         data("stderr", optional=True),
     )
     index("ix_runs_task_id", "runs", "task_id")
+
+
+def _dependencies() -> None:
     op.create_table(
         "dependencies",
         text("task_id", key=True),
         text("depends_on", key=True),
     )
     index("dependencies_on", "dependencies", "depends_on", "task_id")
+
+
+def _live_output() -> None:
     op.create_table(
         "streams",
         text("attempt_id", key=True),
@@ -102,6 +123,9 @@ def upgrade() -> None:
         number("ends"),
         data("data"),
     )
+
+
+def _commands() -> None:
     op.create_table(
         "commands",
         text("id", key=True),
