@@ -83,7 +83,13 @@ class ChildExecution(Execution):
     """
 
     def __init__(
-        self, process: "subprocess.Popen[bytes]", launch: Launch, cap: int, *, wrapped: bool
+        self,
+        process: "subprocess.Popen[bytes]",
+        launch: Launch,
+        cap: int,
+        *,
+        wrapped: bool,
+        began: float,
     ) -> None:
         self.handle = {"pid": process.pid}
         self._pid = process.pid
@@ -91,7 +97,7 @@ class ChildExecution(Execution):
         self._began_file = Path(launch.scratch, BEGAN)
         self._wrapped = wrapped
         self._leader = processes.Process.read(process.pid)
-        self._began = time.monotonic()
+        self._began = began  # monotonic, and not later than the process
         self._captures: dict[Stream, Capture] = {"stdout": Capture(cap), "stderr": Capture(cap)}
         self._pipes: dict[int, Capture] = {}
         self._reaped = False
@@ -134,6 +140,7 @@ class ChildExecution(Execution):
             began.touch()
         except OSError as error:
             raise never_ran(error.errno or 0, argv=argv, cwd=cwd, at="scratch") from error
+        before = time.monotonic()
         try:
             process = subprocess.Popen(  # noqa: ASYNC220 (takes a millisecond)
                 argv,
@@ -152,7 +159,7 @@ class ChildExecution(Execution):
             at = "cwd" if error.filename == cwd != argv[0] else "exec"
             path = env.get("PATH", PATH)
             raise never_ran(error.errno or 0, argv=argv, cwd=cwd, path=path, at=at) from error
-        execution = cls(process, launch, max_output_size, wrapped=wrapped)
+        execution = cls(process, launch, max_output_size, wrapped=wrapped, began=before)
         execution.grace = grace
         return execution
 

@@ -12,17 +12,38 @@ import sys
 import uuid
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import structlog
 
-from agent_core import Execution, Instant, Key, Launch, Lost, NeverRan, NeverStarted, PluginContext
+from agent_core import (
+    AgentHandle,
+    Execution,
+    Instant,
+    Key,
+    Launch,
+    Lost,
+    NeverRan,
+    NeverStarted,
+    PluginContext,
+    Task,
+)
 from agent_core.clock import SystemClock
 from agent_core_plugins.subprocess_executor import SubprocessExecutor
 
 IN_FLIGHT = 3
 SCRIPT = """echo "began $REMOTEGPU_START_ID" >>"$MARKS"; sleep 0.0$((CODE % 6))
 echo "out $CODE"; echo "ended $REMOTEGPU_START_ID" >>"$MARKS"; exit $CODE"""
+
+
+class Nobody:
+    """An agent whose every task has its end."""
+
+    asked = False
+
+    async def tasks(self, *_: object, **__: object) -> list[Task]:
+        self.asked = True
+        return []
 
 
 class Driver:
@@ -89,6 +110,16 @@ class Driver:
             self._write("begun", start_id, handle=dict(found.handle))
             await self._follow(start_id, found)
 
+    async def tidy_up(self) -> None:
+        """What an agent does beside its work, until nothing is left of runs that are over."""
+        nobody = Nobody()
+        agent = cast("AgentHandle", cast("Any", nobody))
+        serving = asyncio.create_task(self._executor.serve(agent))
+        while not nobody.asked:
+            await asyncio.sleep(0.01)
+        serving.cancel()  # it tidies in the very turn in which it is answered
+        await asyncio.wait({serving})
+
     async def work(self) -> None:
         await asyncio.gather(*(self._slot() for _ in range(IN_FLIGHT)))
 
@@ -144,6 +175,8 @@ async def main(base: Path, runtime: Path, how: str) -> None:
     if how == "work":
         await driver.work()
     await recovering
+    if how == "finish":
+        await driver.tidy_up()
 
 
 if __name__ == "__main__":
