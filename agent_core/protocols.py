@@ -161,6 +161,13 @@ class Execution(ABC):
         to know. May be awaited more than once; cancelling the wait does nothing to the run.
         """
 
+    def outcome(self) -> "asyncio.Future[Outcome]":
+        """`wait`, begun at once, as a future of the caller's own.
+
+        An executor that hears of ends overrides it: then no run needs a task that waits for it.
+        """
+        return asyncio.ensure_future(self.wait())
+
     @abstractmethod
     async def signal(self, signum: int) -> bool:
         """Send a signal to the whole tree. False if the run's main process had ended by itself."""

@@ -161,11 +161,15 @@ class ExecutorContract:
         await appears(Path(launch.scratch) / "began")
         impatient = asyncio.create_task(execution.wait())
         patient = asyncio.create_task(execution.wait())
+        given_up, expected = execution.outcome(), execution.outcome()
         await asyncio.sleep(0)
         impatient.cancel()
-        await asyncio.wait({impatient})
+        given_up.cancel()
+        await asyncio.wait({impatient, given_up})
         await asyncio.to_thread((Path(launch.scratch) / "go").write_text, "\n")
         assert (await asyncio.wait_for(patient, PATIENCE)).exit_code == 5
+        assert (await asyncio.wait_for(expected, PATIENCE)).exit_code == 5
+        assert (await asyncio.wait_for(execution.outcome(), PATIENCE)).exit_code == 5
         assert (await end(execution)).exit_code == 5
 
     async def test_the_handle_can_be_stored_as_json(self, executor: Any, tmp_path: Path) -> None:

@@ -32,8 +32,8 @@ from agent_core import (
 from .environment import NAMES, passed_through
 from .execution import STREAMS, SubprocessExecution, Tools
 from .house import House
-from .known import Known
-from .link import LINE_LIMIT, Line, Link, LinkLost
+from .known import Known, Line
+from .link import LINE_LIMIT, Link, LinkLost
 from .orphan import Orphan, look_for
 from .silence import attend
 from .supervisor.journal import encode
@@ -154,7 +154,7 @@ class SubprocessExecutor:
                 return found
             if answer["t"] == "never":
                 raise self._never(launch, answer, link)
-            return self._execution(launch.start_id, self._house.known(link, launch.start_id))
+            return self._execution(launch.start_id, link.runs[launch.start_id])
 
     def _request(self, launch: Launch) -> bytes:
         """The line that asks the supervisor for it. Raises NeverRan."""

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,8 +23,8 @@ from agent_core import (
 
 from . import kept
 from .house import House
-from .known import Away, Known
-from .link import Line, LinkLost
+from .known import Away, Known, Line
+from .link import LinkLost
 from .orphan import Orphan
 
 ASK_AGAIN = 1.0  # seconds between two questions to a supervisor that does not answer
@@ -65,12 +65,26 @@ class SubprocessExecution(Execution):
         self._start_id = start_id
         self._known = known
         self._outcome: Outcome | None = None
+        self._waiting: list[asyncio.Future[Outcome]] = []
+        self._listens = False
+        self._search: asyncio.Task[None] | None = None
 
     async def wait(self) -> Outcome:
-        if self._outcome is None:
-            outcome = await self._end()
-            self._outcome = self._outcome or outcome  # of several who wait, the first one's word
-        return self._outcome
+        return await self.outcome()
+
+    def outcome(self) -> "asyncio.Future[Outcome]":
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        if self._outcome is not None:
+            future.set_result(self._outcome)
+            return future
+        self._waiting = [each for each in self._waiting if not each.done()]
+        self._waiting.append(future)
+        if self._search is not None:
+            future.add_done_callback(self._given_up)
+        elif not self._listens:
+            self._listens = True
+            self._listen()
+        return future
 
     async def signal(self, signum: int) -> bool:
         return await self._signal(signum)
@@ -123,16 +137,59 @@ class SubprocessExecution(Execution):
 
     # --- the end
 
-    async def _end(self) -> Outcome:
-        while True:
-            known = self._known
+    def _listen(self) -> None:
+        if self._known.link is not None:
+            self._known.link.listen(self._start_id, self._hear)
+        else:
+            self._seek()
+
+    def _hear(self, end: Line | None) -> None:
+        """The supervisor's word; None if it can say nothing any more."""
+        if end is None or max(end["out"]) > READ_IN_LOOP:
+            self._seek()
+        else:
+            self._settle(self._outcome_of(end))
+
+    def _seek(self) -> None:
+        """What takes time; for as long as somebody waits for it."""
+        self._search = asyncio.create_task(self._find_out(), name="seek an end")
+        for future in self._waiting:
+            future.add_done_callback(self._given_up)
+
+    def _given_up(self, _: object) -> None:
+        if self._search is not None and all(each.done() for each in self._waiting):
+            self._search.cancel()
+            self._search, self._listens = None, False
+
+    async def _find_out(self) -> None:
+        known = self._known
+        outcome: Outcome | Exception
+        try:
             if known.link is None:
-                return await self._end_without_supervisor(known)
-            end = known.end or await known.link.ended(self._start_id)
-            if end is not None:
-                self._known = replace(known, end=end)
-                return await self._outcome_of(end)
-            await self._look_again()
+                outcome = await self._end_without_supervisor(known)
+            elif known.end is not None:
+                outcome = await asyncio.to_thread(self._outcome_of, known.end)
+            else:
+                await self._look_again()
+                self._search = None
+                self._listen()
+                return
+        except Exception as error:  # for whoever waits: it may ask again
+            outcome = error
+        self._search = None
+        self._settle(outcome)
+
+    def _settle(self, outcome: Outcome | Exception) -> None:
+        waiting, self._waiting, self._listens = self._waiting, [], False
+        if isinstance(outcome, Outcome):
+            self._outcome = outcome
+        for future in waiting:
+            if future.done():
+                continue  # whoever waited was cancelled
+            if isinstance(outcome, Outcome):
+                future.set_result(outcome)
+            else:
+                future.set_exception(outcome)
 
     async def _look_again(self) -> None:
         """The link was lost: is there another to the same supervisor, or only its journal?"""
@@ -148,10 +205,13 @@ class SubprocessExecution(Execution):
         orphan = self._orphan(known)
         if orphan is not None:
             await orphan.gone()
+        return await asyncio.to_thread(self._end_of_orphan, known)
+
+    def _end_of_orphan(self, known: Known) -> Outcome:
         if known.end is not None:
-            return await self._outcome_of(known.end)
-        stdout, _ = await self._output("stdout", None)  # some may have been lost, nobody knows
-        stderr, _ = await self._output("stderr", None)
+            return self._outcome_of(known.end)
+        stdout, _ = self._output("stdout", None)  # some may have been lost, nobody knows
+        stderr, _ = self._output("stderr", None)
         return Outcome(
             reason=Reason.LOST,
             error_code=Code.LOST,
@@ -166,9 +226,9 @@ class SubprocessExecution(Execution):
     def _orphan(self, known: Known) -> Orphan | None:
         return Orphan(self._start_id, known.facts, self._tools.clock) if known.facts else None
 
-    async def _outcome_of(self, end: Line) -> Outcome:
-        stdout, dropped_stdout = await self._output("stdout", end["out"][0])
-        stderr, dropped_stderr = await self._output("stderr", end["out"][1])
+    def _outcome_of(self, end: Line) -> Outcome:
+        stdout, dropped_stdout = self._output("stdout", end["out"][0])
+        stderr, dropped_stderr = self._output("stderr", end["out"][1])
         usage = Usage(
             wall_s=end["wall_s"],
             user_s=end["user"],
@@ -185,22 +245,15 @@ class SubprocessExecution(Execution):
             ended_at=end["at"],
         )
 
-    async def _output(self, stream: Stream, length: int | None) -> tuple[bytes, int | None]:
+    def _output(self, stream: Stream, length: int | None) -> tuple[bytes, int | None]:
         """What was kept of a stream `length` bytes long, and how much was not."""
         if length == 0:
             return b"", 0
-        path = self._tools.kept(self._start_id, stream)
-        if length is None or length > READ_IN_LOOP:
-            return await asyncio.to_thread(_kept, path, length)
-        return _kept(path, length)
-
-
-def _kept(path: str, length: int | None) -> tuple[bytes, int | None]:
-    try:
-        return kept.read(path).merged(length)
-    except OSError as error:
-        words = f"[the kept output cannot be read: {error.strerror}]\n"
-        return words.encode(), length
+        try:
+            return kept.read(self._tools.kept(self._start_id, stream)).merged(length)
+        except OSError as error:
+            words = f"[the kept output cannot be read: {error.strerror}]\n"
+            return words.encode(), length
 
 
 def _exit(status: int) -> dict[str, Any]:

@@ -218,7 +218,7 @@ class House:
             if start_id in link.unanswered and not link.lost:
                 raise Away("the supervisor has not answered yet whether it began")
             if start_id in link.runs:
-                return self.known(link, start_id)
+                return link.runs[start_id]
         for place, book in self._dead.items():
             record = book.records.get(start_id)
             if record is not None:
@@ -233,18 +233,6 @@ class House:
         if away:
             raise Away(f"the supervisor in {away} does not answer now")
         return None
-
-    def known(self, link: Link, start_id: str) -> Known:
-        """What a living supervisor has told of a run."""
-        run = link.runs[start_id]
-        return Known(
-            place=link.place,
-            journal_id=link.journal_id,
-            facts=run.facts,
-            link=link,
-            end=run.end,
-            mark=run.mark,
-        )
 
     def was_there_before(self, boottime: float) -> bool:
         """Would a journal that is still here have taken in a start of that moment?"""

@@ -1,13 +1,22 @@
 """What is known of a start, by whoever knows of it."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from .link import Line, Link
+if TYPE_CHECKING:
+    from .link import Link
+
+Line = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Known:
-    """What is known of a start: by a living supervisor, or by a journal that one left behind."""
+    """What is known of a start: by a living supervisor, or by a journal that one left behind.
+
+    The link to a living one writes the end into it.
+    """
 
     place: str  # the directory's name
     journal_id: str

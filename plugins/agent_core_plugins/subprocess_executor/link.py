@@ -5,16 +5,16 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from .known import Known, Line
 from .supervisor.journal import VERSION, encode
 
-Line = dict[str, Any]
+Hear = Callable[[Line | None], None]
 HELLO_TIMEOUT = 10.0  # seconds until a supervisor that says nothing counts as away for now
 NO_ENV: Mapping[str, str] = MappingProxyType({})
 LINE_LIMIT = 8 * 1024 * 1024  # bytes of one request, the supervisor's own bound
@@ -34,15 +34,6 @@ class Strange(Exception):
     """Whoever answers on that socket is not our supervisor."""
 
 
-@dataclass(kw_only=True, slots=True)
-class Tracked:
-    """A run as this link's supervisor has told it."""
-
-    facts: Line
-    end: Line | None = None
-    mark: str = ""  # the words that its first signal with words bore
-
-
 class Link(asyncio.BufferedProtocol):
     """One connection. Its runs stay readable after it was lost.
 
@@ -53,7 +44,7 @@ class Link(asyncio.BufferedProtocol):
         self.place = place  # the directory's name
         self.journal_id = journal_id
         self.pid = 0  # of the supervisor
-        self.runs: dict[str, Tracked] = {}
+        self.runs: dict[str, Known] = {}
         self.lost = False
         self.silent = False  # it was asked for a sign of life in vain: stopped, or stuck
         self._asked = False  # and has not answered yet
@@ -63,7 +54,7 @@ class Link(asyncio.BufferedProtocol):
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._starts: dict[str, asyncio.Future[Line]] = {}
         self._signals: dict[int, asyncio.Future[bool]] = {}
-        self._ends: dict[str, set[asyncio.Future[None]]] = {}
+        self._hearers: dict[str, list[Hear]] = {}
         self._forgotten: list[str] = []
         self._outgoing: list[bytes] = []
         self._flushing: asyncio.Handle | None = None
@@ -105,17 +96,16 @@ class Link(asyncio.BufferedProtocol):
         finally:
             self._signals.pop(number, None)
 
-    async def ended(self, start_id: str) -> Line | None:
-        """A run's end, when it comes. None: this link was lost, or never knew the run."""
-        while (run := self.runs.get(start_id)) and run.end is None and not self.lost:
-            waiter: asyncio.Future[None] = self._loop.create_future()
-            waiters = self._ends.setdefault(start_id, set())
-            waiters.add(waiter)
-            try:
-                await waiter
-            finally:
-                waiters.discard(waiter)
-        return run.end if run else None
+    def listen(self, start_id: str, hear: Hear) -> None:
+        """Call `hear` with a run's end when it comes; with None once this link is lost.
+
+        At once, if that is so already or the run is unknown.
+        """
+        run = self.runs.get(start_id)
+        if run is None or run.end is not None or self.lost:
+            hear(run.end if run else None)
+        else:
+            self._hearers.setdefault(start_id, []).append(hear)
 
     def forget(self, start_id: str) -> None:
         """Let the supervisor let go of a run; told with whatever is said next, or a little later.
@@ -123,7 +113,7 @@ class Link(asyncio.BufferedProtocol):
         An agent that is killed in between leaves runs that the next one tidies up.
         """
         self.runs.pop(start_id, None)
-        self._ends.pop(start_id, None)
+        self._hearers.pop(start_id, None)
         self._forgotten.append(start_id)
         if self._letting_go is None:
             self._letting_go = self._loop.call_later(LET_GO, self._flush)
@@ -215,8 +205,8 @@ class Link(asyncio.BufferedProtocol):
                 future.set_exception(LinkLost("the supervisor hung up"))
         if not self._hello.cancelled():
             self._hello.exception()  # seen, also if nobody waits any more
-        for start_id in tuple(self._ends):
-            self._wake(start_id)
+        for start_id in tuple(self._hearers):
+            self._tell_end(start_id, None)
 
     def _take(self, line: Line) -> None:
         kind = line["t"]
@@ -224,10 +214,10 @@ class Link(asyncio.BufferedProtocol):
             run = self.runs.get(line["s"])
             if run is not None:
                 run.end = line["end"]
-                self._wake(line["s"])
+                self._tell_end(line["s"], run.end)
         elif kind in ("started", "never"):
             if kind == "started":
-                self.runs.setdefault(line["s"], _tracked(line))
+                self.runs.setdefault(line["s"], self._known(line))
             self.unanswered.discard(line["s"])
             _resolve(self._starts.get(line["s"]), line)
         elif kind == "signalled":
@@ -236,12 +226,22 @@ class Link(asyncio.BufferedProtocol):
             # Now, not when whoever greeted goes on: an end may stand in the very next line.
             self.pid = line["pid"]
             for facts in line["runs"]:
-                self.runs[facts["s"]] = _tracked(facts)
+                self.runs[facts["s"]] = self._known(facts)
             _resolve(self._hello, line)
 
-    def _wake(self, start_id: str) -> None:
-        for waiter in self._ends.pop(start_id, ()):
-            _resolve(waiter, None)
+    def _known(self, facts: Line) -> Known:
+        return Known(
+            place=self.place,
+            journal_id=self.journal_id,
+            facts=facts,
+            link=self,
+            end=facts.get("end"),
+            mark=facts.get("mark", ""),
+        )
+
+    def _tell_end(self, start_id: str, end: Line | None) -> None:
+        for hear in self._hearers.pop(start_id, ()):
+            hear(end)
 
 
 async def connect(directory: Path, journal_id: str, env: Mapping[str, str] = NO_ENV) -> Link:
@@ -277,10 +277,6 @@ def shortened(mark: str) -> str:
     while len(encode({"mark": mark})) > MARK_LIMIT:
         mark = mark[: len(mark) * 3 // 4]
     return mark
-
-
-def _tracked(facts: Line) -> Tracked:
-    return Tracked(facts=facts, end=facts.get("end"), mark=facts.get("mark", ""))
 
 
 def _resolve(future: asyncio.Future[Any] | None, value: object) -> None:

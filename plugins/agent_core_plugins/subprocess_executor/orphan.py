@@ -10,7 +10,7 @@ import signal
 
 from agent_core import Clock
 
-from .link import Line
+from .known import Line
 from .supervisor import tree
 
 LOOK_AGAIN = 0.05  # seconds between two looks at a tree that is being killed

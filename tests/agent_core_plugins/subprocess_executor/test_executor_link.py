@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agent_core_plugins.subprocess_executor.link import LinkLost, Strange, connect, shortened
+from agent_core_plugins.subprocess_executor.link import Link, LinkLost, Strange, connect, shortened
 from agent_core_plugins.subprocess_executor.supervisor.journal import VERSION
 
 Serve = Callable[..., Path]
@@ -48,9 +48,15 @@ async def serve(runtime: Path) -> AsyncIterator[Serve]:
         await server.wait_closed()
 
 
+def ended(link: Link, start_id: str) -> "asyncio.Future[dict[str, Any] | None]":
+    heard: asyncio.Future[dict[str, Any] | None] = asyncio.get_running_loop().create_future()
+    link.listen(start_id, heard.set_result)
+    return heard
+
+
 async def test_an_end_in_the_same_breath_as_the_hello_is_heard(serve: Any) -> None:
     link = await connect(await serve(lines(HELLO, END)), "j")
-    end = await asyncio.wait_for(link.ended("a"), 10)
+    end = await asyncio.wait_for(ended(link, "a"), 10)
     assert end == {"status": 0}
     assert link.pid == 7
     link.close()
@@ -70,19 +76,17 @@ async def test_an_answer_in_pieces_is_put_together(runtime: Path) -> None:
                 await loop.sock_sendall(peer, bytes([byte]))
                 await asyncio.sleep(0)
             link = await connecting
-            assert await asyncio.wait_for(link.ended("a"), 10) == {"status": 0}
+            assert await asyncio.wait_for(ended(link, "a"), 10) == {"status": 0}
             link.close()
 
 
 async def test_an_end_is_awaited_by_many_and_a_lost_link_wakes_them_all(serve: Any) -> None:
     link = await connect(await serve(lines(HELLO)), "j")
-    waiters = [asyncio.create_task(link.ended("a")) for _ in range(3)]
-    await asyncio.sleep(0)
-    waiters[0].cancel()
+    waiters = [ended(link, "a") for _ in range(3)]
     link.close()
-    assert await asyncio.wait_for(asyncio.gather(*waiters[1:]), 10) == [None, None]
+    assert await asyncio.wait_for(asyncio.gather(*waiters), 10) == [None] * 3
     assert link.lost
-    assert await link.ended("a") is None
+    assert await ended(link, "a") is None
     with pytest.raises(LinkLost):
         await link.signal("a", 15)
 
