@@ -10,6 +10,7 @@ from agent_control_plane.event_schemas import CompleteEvent, RunEvent
 from agent_control_plane.events import Complete, Progress, Release, Renew, Start
 from agent_control_plane.ledger import act, load, save
 from agent_control_plane.lifecycle import apply
+from agent_control_plane.prepared import Query
 from agent_control_plane.states import Effect, State, Terms
 from agent_control_plane.tables import agents, attempts
 from agent_core.api.http import Problem
@@ -34,6 +35,17 @@ _AGENT = (
     .where(agents.c.id == bindparam("agent"))
     .with_for_update()  # one claim of an agent at a time, whichever server it asks
 )
+_find_agent = Query(_AGENT)
+
+
+class _Found(NamedTuple):
+    machine_id: str
+    max_workers: int | None
+    last_seen_at: float
+    has: str
+    free: str
+    registered_at: float | None
+    commanded: bool
 
 
 class Known(NamedTuple):
@@ -50,21 +62,22 @@ def seen(connection: Connection, agent_id: str, machine_id: str, now: float, **s
 
     An agent may claim without having registered, and heartbeat without either.
     """
-    row = connection.execute(_AGENT, {"agent": agent_id}).first()
+    row = _find_agent.first(connection, {"agent": agent_id})
     if row is None:
         values = {"id": agent_id, "machine_id": machine_id, "last_seen_at": now, **_BLANK, **said}
         connection.execute(insert(agents), values)
         return Known(said.get("max_workers"), said.get("has", ""))
-    if said.keys() == {"free"} and said["free"] == row.free:
+    found = _Found._make(row)
+    if said.keys() == {"free"} and said["free"] == found.free:
         said = {}
-    if said or row.machine_id != machine_id or not 0 <= now - row.last_seen_at < SEEN_EVERY:
+    if said or found.machine_id != machine_id or not 0 <= now - found.last_seen_at < SEEN_EVERY:
         values = {"machine_id": machine_id, "last_seen_at": now, **said}
         connection.execute(update(agents).where(agents.c.id == agent_id).values(values))
     return Known(
-        said.get("max_workers") or row.max_workers,
-        said.get("has", row.has),
-        row.commanded,
-        row.registered_at is not None,
+        said.get("max_workers") or found.max_workers,
+        said.get("has", found.has),
+        bool(found.commanded),
+        found.registered_at is not None,
     )
 
 

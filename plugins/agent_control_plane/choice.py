@@ -6,12 +6,14 @@ a claim looks at its head; where nothing of it fits, it is passed over as a whol
 
 import heapq
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, literal_column, select
+from sqlalchemy import ColumnElement, Connection, Select, bindparam, literal_column, select
 
 from agent_control_plane import needs
 from agent_control_plane.needs import Offer
+from agent_control_plane.prepared import Query, Row
 from agent_control_plane.rows import columns_with
 from agent_control_plane.states import Task
 from agent_control_plane.tables import tasks
@@ -67,6 +69,7 @@ def _lines() -> Select[Any]:
 
 
 _LINES = _lines()
+_find_lines = Query(_LINES)
 
 
 def _of_line(what: Sequence[Any]) -> Select[Any]:
@@ -88,11 +91,13 @@ _TAKE = (
     .limit(bindparam("most"))
     .with_for_update(of=tasks, skip_locked=True)
 )
+_take_rows = Query(_TAKE)
+_SENT_URGENCY: Final = itemgetter(*(_TAKE.selected_columns.keys().index(c.name) for c in URGENCY))
 
 
 def lines(connection: Connection, ready_for: str) -> list[Line]:
     """What waits for this machine alone; "" = for any."""
-    rows = connection.execute(_LINES, {"here": ready_for})
+    rows = _find_lines.rows(connection, {"here": ready_for})
     return [Line((row[0], row[1], row[2]), ready_for, row[3]) for row in rows]
 
 
@@ -114,7 +119,7 @@ def admit(connection: Connection, ready_for: str, text: str) -> None:
         )
 
 
-def chosen(connection: Connection, offer: Offer, most: int) -> list[Row[Any]]:
+def chosen(connection: Connection, offer: Offer, most: int) -> list[Row]:
     """The rows to grant, locked, the most urgent first; at most `most`."""
     waiting = lines(connection, "") + lines(connection, offer.machine_id)
     # A full agent may have room for more that asks for nothing, to have it ready; what asks for
@@ -133,14 +138,14 @@ def chosen(connection: Connection, offer: Offer, most: int) -> list[Row[Any]]:
         counts |= _plan(connection, fit, offer.free, most - len(counts))
     rows = [row for line, count in counts.items() for row in _take(connection, line, count)]
     if len(counts) > 1:
-        rows.sort(key=lambda row: (row.priority, row.created_at, row.seq))
+        rows.sort(key=_SENT_URGENCY)
     return rows
 
 
-def _take(connection: Connection, line: Line, count: int) -> Sequence[Row[Any]]:
+def _take(connection: Connection, line: Line, count: int) -> Sequence[Row]:
     """As many of a line, passing over what another server grants at this moment."""
     where = {"ready_for": line.ready_for, "needs": line.needs, "most": count}
-    return connection.execute(_TAKE, where).all()
+    return _take_rows.rows(connection, where)
 
 
 def _plan(

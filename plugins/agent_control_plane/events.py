@@ -1,14 +1,12 @@
 """What can happen to a task on the server: calls of agents, users' words, and time."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from agent_control_plane.states import State
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Grant:
+class Grant(NamedTuple):
     """An agent claimed it."""
 
     attempt_id: str  # the new one
@@ -18,8 +16,7 @@ class Grant:
     older: bool = False  # the agent speaks no protocol of ours: retries are the server's
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Start:
+class Start(NamedTuple):
     """The run began."""
 
     agent_id: str
@@ -28,15 +25,13 @@ class Start:
     behind: bool = False  # the run did not wait for our answer
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Renew:
+class Renew(NamedTuple):
     """The agent still holds it."""
 
     agent_id: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
+class Progress(NamedTuple):
     """How far it is."""
 
     agent_id: str
@@ -44,8 +39,7 @@ class Progress:
     message: str = ""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Complete:
+class Complete(NamedTuple):
     """The attempt's end, with what the agent says of it."""
 
     agent_id: str
@@ -60,8 +54,7 @@ class Complete:
     told_at: float | None = None  # by the agent's clock
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """A run ended and another one of the same attempt follows."""
 
     agent_id: str
@@ -77,46 +70,40 @@ class Run:
     told_at: float | None = None  # by the agent's clock
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shift:
+class Shift(NamedTuple):
     """The run was suspended, or goes on."""
 
     agent_id: str
     status: State  # suspended or running
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Release:
+class Release(NamedTuple):
     """Given back: it has not begun."""
 
     agent_id: str
     reason: str = ""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cancel:
+class Cancel(NamedTuple):
     """A user's word."""
 
     reason: str = ""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Describe:
+class Describe(NamedTuple):
     """A user describes it anew."""
 
     columns: Mapping[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Settle:
+class Settle(NamedTuple):
     """A task that it depends on has ended."""
 
     completed: bool
     words: str = ""  # if not: which one, and why
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tick:
+class Tick(NamedTuple):
     """Time passed."""
 
 

@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
-from sqlalchemy import Connection, Row, bindparam, func, select
+from sqlalchemy import Connection, bindparam, func, select
 
 from agent_control_plane import dependencies
 from agent_control_plane.db import several_write
 from agent_control_plane.events import Event, Tick
 from agent_control_plane.lifecycle import apply
+from agent_control_plane.prepared import Query, Row
 from agent_control_plane.rows import (
     ATTEMPT_COLUMNS,
     TASK_COLUMNS,
@@ -47,6 +48,7 @@ _DUE_NOW = (
 )
 _LOCK_DUE = _DUE_NOW.with_for_update(skip_locked=True)
 _DUE = columns_with().where(tasks.c.seq.in_(_DUE_NOW))
+_find_due = Query(_DUE)
 _THESE_DUE = columns_with().where(tasks.c.seq.in_(bindparam("seqs", expanding=True)))
 _NEXT_DUE = select(func.min(tasks.c.wake_at)).where(tasks.c.wake_at.is_not(None))
 
@@ -128,9 +130,9 @@ def sweep(connection: Connection, now: float, terms: Terms) -> int:
     return max(len(changes) + len(untold), SWEPT_AT_ONCE if told >= dependencies.PIECE else 0)
 
 
-def _due(connection: Connection, now: float) -> Sequence[Row[Any]]:
+def _due(connection: Connection, now: float) -> Sequence[Row]:
     """Locked, without those that another server looks at already."""
     if not several_write(connection):
-        return connection.execute(_DUE, {"now": now}).all()
+        return _find_due.rows(connection, {"now": now})
     seqs = connection.execute(_LOCK_DUE, {"now": now}).scalars().all()
     return connection.execute(_THESE_DUE, {"seqs": seqs}).all() if seqs else ()

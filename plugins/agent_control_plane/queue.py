@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Row, bindparam, delete, func, select
+from sqlalchemy import Connection, bindparam, delete, func, select
 
 from agent_control_plane import agents, commands, offers, schemas
 from agent_control_plane.choice import URGENCY, WIRE, chosen
@@ -14,6 +14,7 @@ from agent_control_plane.ledger import sweep as give_time_its_due
 from agent_control_plane.lifecycle import apply, granted
 from agent_control_plane.needs import Offer
 from agent_control_plane.older import older_task
+from agent_control_plane.prepared import Query, Row
 from agent_control_plane.rows import (
     ATTEMPT_COLUMNS,
     OWN_TASK,
@@ -44,6 +45,7 @@ _SAME_CLAIM = (
     .where(_IS_HELD & (attempts.c.request_id == bindparam("request")))
     .order_by(*URGENCY)
 )
+_find_same_claim = Query(_SAME_CLAIM)
 _COUNT_HELD = select(func.count()).select_from(OWN_TASK).where(_IS_HELD)
 
 
@@ -92,7 +94,7 @@ def _repeated(
     what = {"agent": asked.agent_id, "request": asked.request_id}
     found: list[dict[str, Json]] = []
     changes: list[Change] = []
-    for row in connection.execute(_SAME_CLAIM, what):
+    for row in _find_same_claim.rows(connection, what):
         task, attempt = read_task(row), read_attempt(row)
         if attempt is None:
             continue
@@ -156,9 +158,9 @@ def _new_row(attempt: Attempt, event: Grant, task_id: str, now: float) -> dict[s
     }
 
 
-def _told(row: Row[Any], changed: Mapping[str, Any], terms: Terms) -> dict[str, Json]:
+def _told(row: Row, changed: Mapping[str, Any], terms: Terms) -> dict[str, Json]:
     columns = dict(zip(_TOLD, row, strict=True))
-    return granted_task({**columns, **changed, "id": columns["id"]}, terms.disconnect_grace)
+    return granted_task({**columns, **changed, "id": row[0]}, terms.disconnect_grace)
 
 
 def forget(connection: Connection, now: float) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, Final
 
 from agent_control_plane.states import HELD, State
@@ -13,6 +14,7 @@ DESCRIPTION: Final = (
     *("max_retries", "retry_delay", "machine_id", "group_id", "disconnect_grace"),
     *("on_lost_contact", "depends_on", "user", "labels", "resources", "executor"),
 )
+_of_description: Final = itemgetter(*DESCRIPTION)
 _NOWHERE: Final = {
     "assigned_at": None,
     "assigned_agent_id": "",
@@ -133,7 +135,7 @@ def run(row: Columns, run_no: int) -> dict[str, Json]:
 
 
 def _described(row: Columns, grace: float) -> dict[str, Json]:
-    described = {name: row[name] for name in DESCRIPTION}
+    described = dict(zip(DESCRIPTION, _of_description(row), strict=True))
     own = row["disconnect_grace"]
     return described | {
         "args": _loaded(row["args"]),
