@@ -123,6 +123,7 @@ class Agent:
             ]
             jobs += [_named("worker", worker.run()), _named("survey", survey.run()), *claims]
             jobs.append(_named("dependencies", worker.dependencies.run()))
+            jobs.append(_named("returns", worker.returns.run()))
             failed = await self._until_stopped([*jobs, *serving])
             handle.stopping.set()
             if not failed:

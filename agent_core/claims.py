@@ -56,6 +56,7 @@ class Source:
         try:
             claim = await self._bench.hooks.claim(self._name, demand)
             fresh = await self._keep(claim)
+            self._worker.returns.heard(self._name, takes_back=claim.takes_back)
         except Exception as error:
             await pause(self._trouble_with(error), stopping)
             return

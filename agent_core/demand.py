@@ -12,8 +12,9 @@ from agent_core.models import PREEMPTION_DIFFERENCE, Demand
 from agent_core.signals import Signal
 from agent_core.waiting import Waiting
 
-READY_LEAST = 2  # tasks to have ready at least, beside those that begin at once
+READY_LEAST = 2  # tasks to have ready at least, where a source cannot be asked just in time
 READY_MOST = 100
+LATELY = 1.0  # seconds; a slot that was taken for longer says nothing of when the next is free
 GATHER = 0.1  # seconds in which several small changes are told as one
 
 
@@ -21,6 +22,7 @@ class State(NamedTuple):
     """What a source would want to hear of."""
 
     takes: bool  # tasks at all
+    soon: bool  # and such as will soon begin
     urgent: int | None  # with no slot free
     free: Free  # without its slots: one more or less changes nothing
 
@@ -37,14 +39,16 @@ class Demands:
         self._waiting = waiting
         self._clock = clock
         self._gather = gather
-        self._ends: deque[float] = deque(maxlen=READY_MOST)  # boot times of the last runs' ends
+        self._ends: deque[float] = deque(maxlen=READY_MOST)  # boot times at which short runs ended
         self._told: State | None = None
         self._later: asyncio.TimerHandle | None = None
 
     def now(self) -> Demand:
         free = self._free()
+        slots = self.slots
         return Demand(
-            slots=self.slots,
+            slots=slots,
+            standby=slots - self._soon,
             free=free,
             urgent_at_most=self._urgent(),
             changed=self.changed,
@@ -54,13 +58,20 @@ class Demands:
     @property
     def slots(self) -> int:
         """Tasks that may be claimed now: for the free slots and some to have ready."""
-        if self.closed:
-            return 0
-        return max(0, self._machine.free_slots + self._ready() - self._waiting.ready)
+        return self._room(max(READY_LEAST, self._frees()))
 
-    def ended(self) -> None:
-        """A run has ended: the more often, the more tasks are had ready."""
-        self._ends.append(self._clock.boottime())
+    @property
+    def _soon(self) -> int:
+        """Of these, such as begin at once, or in about a second."""
+        return self._room(self._frees())
+
+    def ended(self, lasted: float) -> None:
+        """A slot is free after that many seconds: the more often, the more tasks are had ready.
+
+        They wait for about `LATELY`, and only where slots turn over as quickly as that.
+        """
+        if lasted <= LATELY:
+            self._ends.append(self._clock.boottime())
 
     def look(self) -> None:
         """Tell the sources if what they were told is not so any more.
@@ -69,10 +80,10 @@ class Demands:
         work would find room, which short runs change all the time.
         """
         state, told = self._state(), self._told
-        if told is None or (state.takes and not told.takes):
+        if told is None or state.takes > told.takes or state.soon > told.soon:
             self._tell(state)
             return
-        self._told = told._replace(takes=state.takes)
+        self._told = told._replace(takes=state.takes, soon=state.soon)
         if state != self._told and self._later is None:
             self._later = asyncio.get_running_loop().call_later(self._gather, self._gathered)
 
@@ -94,13 +105,20 @@ class Demands:
 
     def _state(self) -> State:
         free = resources.of_slots(self._free(), 0)
-        return State(takes=self.slots > 0, urgent=self._urgent(), free=free)
+        soon = self._soon > 0
+        return State(takes=soon or self.slots > 0, soon=soon, urgent=self._urgent(), free=free)
 
-    def _ready(self) -> int:
+    def _room(self, ready: int) -> int:
+        if self.closed:
+            return 0
+        return max(0, self._machine.free_slots + ready - self._waiting.ready)
+
+    def _frees(self) -> int:
+        """How many slots of short runs were free again lately: about as many will be soon."""
         now = self._clock.boottime()
-        while self._ends and now - self._ends[0] > 1.0:
+        while self._ends and now - self._ends[0] > LATELY:
             self._ends.popleft()
-        return max(READY_LEAST, len(self._ends))
+        return len(self._ends)
 
     def _free(self) -> Free:
         """What a task that comes now would find: those that wait here are ahead of it."""

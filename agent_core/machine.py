@@ -101,10 +101,10 @@ class Machine:
         if running := self._running.get(key):
             self._running[key] = running._replace(ending=True)
 
-    def give_back(self, key: Key) -> bool:
-        """Its slot and all that it held is free. False if it had none any more."""
+    def give_back(self, key: Key) -> Running | None:
+        """Its slot and all that it held is free. None if it had none any more."""
         self._asking.pop(key, None)
-        return self._running.pop(key, None) is not None
+        return self._running.pop(key, None)
 
     # --- what there is
 

@@ -223,6 +223,9 @@ class Demand:
     """How much work the agent could take now, and how a source hears that this has changed."""
 
     slots: int  # at most this many tasks: to begin at once, or to have ready; 0 = none
+    # Of these, such as may wait here for long, for nothing says that a slot will soon be free: only
+    # for sources that are asked from time to time. Another machine may be idle.
+    standby: int = 0
     free: Free = NO_ROOM  # what such a task would find; slots in which nothing runs
     # With no free slot: a task of this priority or a more urgent one would still begin at once,
     # because a running one would make room.
@@ -239,6 +242,8 @@ class Claim:
     tasks: Sequence[Task] = ()
     facts: Mapping[str, str] = field(default_factory=dict)  # saved with them, one transaction
     ask_again: float = 0.0  # seconds until asking again is worth it; 0 = there may be more
+    # What waits here in vain is given back (a release event): the source has others for it.
+    takes_back: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

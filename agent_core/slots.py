@@ -18,8 +18,9 @@ ABANDON_LIMIT = 5.0  # seconds for the runners to let go
 
 
 class Slots:
-    """Who runs. `freed` hears of each slot that is free again, `ended` of each task whose runner is
-    done with it, as it stands then: its end is stored a moment after its slot was free.
+    """Who runs. `freed` hears of each slot that is free again, and how many seconds it was not;
+    `ended` of each task whose runner is done with it, as it stands then: its end is stored a moment
+    after its slot was free.
     """
 
     def __init__(
@@ -27,7 +28,7 @@ class Slots:
         bench: Workbench,
         store: Store,
         machine: Machine,
-        freed: Callable[[], None],
+        freed: Callable[[float], None],
         ended: Callable[[Key, Task | None], None],
     ) -> None:
         self.machine = machine
@@ -114,8 +115,8 @@ class Slots:
 
     def _free(self, key: Key) -> None:
         """Once its run has ended, or it turned out that there is none."""
-        if self.machine.give_back(key):
-            self._freed()
+        if had := self.machine.give_back(key):
+            self._freed(self._bench.clock.wall() - had.since)
 
     def in_background(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Beside the loop; an error of it ends the agent."""

@@ -59,6 +59,10 @@ class Waiting:
         """How many wait that may begin sooner or later, as this machine is."""
         return len(self) - len(self.parked(Aside.MACHINE)) if self._parked else len(self._in_line)
 
+    def by_urgency(self) -> list[Key]:
+        """Whom the scheduler may choose from: by priority, then as they came."""
+        return sorted(self._in_line, key=self._in_line.__getitem__)
+
     def as_urgent_as(self, priority: int) -> int:
         """How many the scheduler may choose from that are of this priority or more urgent."""
         return sum(count for each, count in self._counts.items() if each <= priority)

@@ -14,6 +14,7 @@ from agent_core.lifecycle import FINAL, Move, Status
 from agent_core.log import get
 from agent_core.models import Key, Lease, Outcome, Reason, Task
 from agent_core.protocols import Held, Scheduler, Store
+from agent_core.returns import Returns
 from agent_core.runner import Runner
 from agent_core.slots import Slots
 from agent_core.turns import Turns
@@ -37,11 +38,12 @@ class Worker:
             Ends(met=self._due, failed=self._refuse, backoff=bench.backoff),
         )
         self._turns = Turns(bench, self.waiting, self.slots, ahead)
+        self._held: dict[Key, Task] = {}  # every task in memory that is not final
+        self.returns = Returns(bench, self.waiting, self.slots, self._held, self._end)
         self._turning: asyncio.Handle | None = None
         self._come = True  # more waits than at the last turn
         self._bench = bench
         self._store = store
-        self._held: dict[Key, Task] = {}  # every task in memory that is not final
         self._wake: asyncio.Future[None] | None = None  # the store may have something for us
         self._leaving = False
         self._log = get("worker")
@@ -143,8 +145,7 @@ class Worker:
                 self.waiting.add(task)
         for task in self.waiting.parked(Aside.MACHINE):
             if task.source and not task.run_no:
-                work = self._release(task, "this machine lacks by now what it asks for")
-                self.slots.in_background(work, f"release {task.id}")
+                self.returns.release_soon(task, "this machine lacks by now what it asks for")
         self._turn()
 
     # --- the loop
@@ -194,14 +195,16 @@ class Worker:
         """Let the sources know if this agent could take other work than they know."""
         self.demands.closed = self._leaving or len(self._held) >= WINDOW
         self.demands.look()
+        self.returns.look()
 
     def _resume(self, task: Task) -> None:
         self._held[task.key] = task
         self.slots.resume(task)
 
-    def _freed(self) -> None:
-        """A slot is free, with all that its run held."""
-        self.demands.ended()
+    def _freed(self, lasted: float) -> None:
+        """A slot is free after so many seconds, with all that its run held."""
+        self.demands.ended(lasted)
+        self.returns.freed()
         for aside in self.waiting.parked(Aside.ROOM):
             self.waiting.unpark(aside)
         self._turn(come=False)
@@ -250,6 +253,8 @@ class Worker:
             return  # left to itself while the agent leaves
         if task.status is not Status.PENDING:
             self._resume(task)
+        elif self.returns.comes_back(task):
+            return
         elif task.due_at <= self._bench.clock.wall():
             self.waiting.add(task)
         else:
@@ -275,18 +280,9 @@ class Worker:
         self._turn()
         await self.slots.leave()
 
-    async def _release(self, task: Task, why: str) -> None:
-        try:
-            await self._end(task, Move.RELEASE, endings.released(why))
-        except StoreError as error:  # it is kept for another time
-            self._log.warning("a task cannot be given back", task=task.id, why=str(error))
-
     async def give_back(self) -> None:
         """Release what a source gave us and no run of which ever began."""
-        for task in list(self._held.values()):
-            if task.status is not Status.PENDING or not task.source or task.run_no:
-                continue
-            await self._release(task, "the agent stops")
+        await self.returns.everything()
 
     async def abandon(self) -> None:
         """Leave at once: nothing more is written; recovery takes it up from the store."""
@@ -297,3 +293,4 @@ class Worker:
     def _close(self) -> None:
         self._leaving = True
         self.demands.close()
+        self.returns.closed = True

@@ -206,6 +206,7 @@ class Core:
         self.local = Local(store, self.worker, clock)
         self.loop: asyncio.Task[None] | None = None
         self.releasing: asyncio.Task[None] | None = None
+        self.returning: asyncio.Task[None] | None = None
 
     def _event_stored(self) -> None:
         self.stored += 1
@@ -239,6 +240,7 @@ class Core:
     def run(self) -> "asyncio.Task[None]":
         self.loop = asyncio.create_task(self.worker.run(), name="worker")
         self.releasing = asyncio.create_task(self.worker.dependencies.run(), name="dependencies")
+        self.returning = asyncio.create_task(self.worker.returns.run(), name="returns")
         return self.loop
 
     async def start(self) -> "Core":
@@ -249,11 +251,11 @@ class Core:
 
     async def kill(self) -> None:
         await self.worker.abandon()
-        for job in (self.loop, self.releasing):
+        for job in (self.loop, self.releasing, self.returning):
             if job:
                 job.cancel()
                 await asyncio.wait({job})
-        self.loop = self.releasing = None
+        self.loop = self.releasing = self.returning = None
 
     async def close(self) -> None:
         await self.kill()

@@ -162,7 +162,7 @@ async def test_what_was_asked_for_anew_is_not_more_than_was_asked_for(house: Hou
     house.run()
     await house.asked(1)
     for _ in range(9):
-        house.core.worker.demands.ended()
+        house.core.worker.demands.ended(0.01)
     house.work.gate.set()
     for number in range(9):
         await house.core.until_status_of(f"t{number}", "completed", source="work")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from agent_core.api.resources import Resources
-from agent_core.demand import READY_LEAST, READY_MOST, Demands
+from agent_core.demand import LATELY, READY_LEAST, READY_MOST, Demands
 from agent_core.feed import Feed
 from agent_core.hookspecs import hookimpl
 from agent_core.inventory import Gpu, Inventory
@@ -73,7 +73,8 @@ def devices(core: Core) -> list[str]:
 
 async def test_an_idle_agent_takes_its_slots_and_two_to_have_ready(core: Core) -> None:
     told = now(core)
-    assert (told.slots, told.free.slots, told.urgent_at_most) == (4, 2, None)
+    assert (told.slots, told.standby, told.free.slots) == (4, 2, 2)
+    assert told.urgent_at_most is None
     assert (told.free.cpus, told.free.memory) == (4.0, 2**34)
     assert devices(core) == ["GPU-0", "GPU-1"]
     assert told.again is not None
@@ -104,18 +105,37 @@ async def test_the_more_often_runs_end_the_more_are_had_ready(tmp_path: Path) ->
     core = await Core.open(tmp_path, clock)
     ready = core.worker.demands
     for _ in range(30):
-        ready.ended()
+        ready.ended(0.05)
     await clock.advance(0.6)
     for _ in range(10):
-        ready.ended()
+        ready.ended(0.05)
     assert ready.slots == 2 + 40
     await clock.advance(0.6)
     assert ready.slots == 2 + 10
     for _ in range(1000):
-        ready.ended()
+        ready.ended(0.05)
     assert ready.slots == 2 + READY_MOST
+    assert ready.now().standby == 0
     await clock.advance(2)
     assert ready.slots == 2 + READY_LEAST
+    assert ready.now().standby == READY_LEAST
+    await core.close()
+
+
+async def test_the_end_of_a_long_run_does_not_say_that_a_slot_is_soon_free_again(
+    tmp_path: Path,
+) -> None:
+    """Were eight runs of a minute to end at once, eight tasks would wait here for a minute."""
+    clock = TurnedClock()
+    core = await Core.open(tmp_path, clock)
+    await core.start()
+    for name, seconds in (("long", LATELY + 0.1), ("short", LATELY - 0.1)):
+        [run] = await running(core, task(name))
+        await clock.advance(seconds)
+        run.end()
+        await core.until_idle()
+        told = now(core)
+        assert told.slots - told.standby == (2 if name == "long" else 3)
     await core.close()
 
 
@@ -179,7 +199,7 @@ class Alone:
     """Demands of a machine on which nobody works but the test; what is gathered waits for it."""
 
     def __init__(self) -> None:
-        clock = TurnedClock()
+        self.clock = clock = TurnedClock()
         self.machine = Machine(2, {}, clock)
         self.machine.learn(Inventory(cpu_cores=4, gpus=GPUS))
         store: Any = None  # nothing is brought in here
@@ -226,6 +246,40 @@ async def test_more_slots_than_before_are_no_news() -> None:
     alone.give_back(task("t1"))
     assert alone.demands._later is None
     assert not alone.changed.done()
+
+
+async def test_what_would_wait_for_long_only_stands_by() -> None:
+    """Another machine may be idle, and what is granted here could not begin there."""
+    alone = Alone()
+
+    def told() -> tuple[int, int]:
+        demand = alone.demands.now()
+        return demand.slots, demand.standby
+
+    assert told() == (2 + READY_LEAST, READY_LEAST)
+    for name in ("t1", "t2"):
+        alone.take(task(name))
+    assert told() == (READY_LEAST, READY_LEAST)
+    alone.waiting.add(task("t3"))
+    assert told() == (READY_LEAST - 1, READY_LEAST - 1)
+    for expected in ((1, 1), (1, 0), (2, 0)):
+        alone.demands.ended(0.1)
+        assert told() == expected
+    await alone.clock.advance(2)
+    assert told() == (READY_LEAST - 1, READY_LEAST - 1)
+    alone.demands.close()
+
+
+async def test_a_slot_that_is_free_again_is_told_at_once_whatever_stands_by() -> None:
+    alone = Alone()
+    for name in ("t1", "t2"):
+        alone.take(task(name))
+    changed = alone.demands.changed.next()
+    alone.demands.look()
+    assert not changed.done()
+    alone.give_back(task("t1"))
+    assert changed.done()
+    alone.demands.close()
 
 
 async def test_each_time_that_there_is_room_again_is_told_at_once() -> None:

@@ -57,6 +57,7 @@ class AgentFile:
         return found[0]
 
     def status(self, task_id: str) -> str:
+        """Of its last attempt; "" where it is unknown."""
         found = self.rows("SELECT status FROM tasks WHERE task_id = ?", task_id)
         return str(found[-1]["status"]) if found else ""
 

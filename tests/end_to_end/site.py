@@ -29,6 +29,8 @@ from tests.end_to_end.records import (
 from tests.end_to_end.relay import Relay
 
 REMOTEGPU = str(Path(sys.executable).parent / "remotegpu")
+# Of a server whose claims do not wait: its agents have two tasks ready, whatever runs.
+POLLED = {"extensions": '["events", "commands", "logs"]'}
 PATIENCE = 60.0  # seconds until a thing that must happen is called missing
 FINAL = {"completed", "failed", "cancelled"}
 
@@ -248,6 +250,14 @@ class Site:
     def task(self, task_id: str) -> dict[str, Any]:
         _, answer = self.call("GET", f"/api/v1/tasks/{task_id}")
         return dict(answer["data"])
+
+    def holds(self, task_id: str, name: str = "one") -> None:
+        """Wait until an agent has stored it: that it is assigned is the server's word alone."""
+        wait_for(lambda: self.file(name).status(task_id), f"agent {name} holds task {task_id}")
+
+    def told(self, name: str = "one") -> None:
+        """Wait until an agent knows that the server has heard of everything so far."""
+        wait_for(lambda: not self.file(name).unsent(), f"agent {name} has told everything")
 
     def wait(self, task_id: str, *statuses: str, patience: float = PATIENCE) -> dict[str, Any]:
         """The task once it is in one of these states (none named: final)."""

@@ -1,7 +1,7 @@
 """Scenario 15: cancel, wherever the task stands."""
 
 from tests.end_to_end.records import processes_of
-from tests.end_to_end.site import Site, wait_for
+from tests.end_to_end.site import POLLED, Site, wait_for
 
 HEARS_SOON = {"server_client__renew_interval": 0.3}
 STUBBORN = (  # a tree of three, none of which ends at SIGTERM
@@ -26,13 +26,13 @@ def test_scenario_15_a_waiting_task_is_gone_at_once(site: Site) -> None:
 
 
 def test_scenario_15_a_task_that_waits_on_the_agent_for_a_slot_never_begins(site: Site) -> None:
-    site.start_server()
+    site.start_server(**POLLED)
     site.start_agent(agent__max_workers=1, **HEARS_SOON)
     gate = site.gate()
     runs = site.submit_marked(gate.wait)
     site.wait(runs, "running")
     waits = site.submit_marked("true", max_retries=3)
-    site.wait(waits, "assigned")
+    site.holds(waits)
 
     assert site.cli("cancel", waits).returncode == 0
     task = site.wait(waits)

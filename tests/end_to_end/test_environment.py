@@ -36,7 +36,7 @@ def test_scenario_7_the_legacy_names_alone_make_an_agent(site: Site, tmp_path: P
     tasks = [site.submit_marked(gate.wait, machine_id="0042") for _ in range(4)]
 
     wait_for(lambda: len(site.marks("begin")) == 3, "three tasks run at once")
-    held = [site.wait(task_id, "running", "assigned") for task_id in tasks]
+    held = [site.wait(mark.task_id, "running") for mark in site.marks("begin")]
     assert {task["assigned_agent_id"] for task in held} == {"agent-of-old"}
     running = AgentFile(database).rows("SELECT * FROM tasks WHERE status = 'running'")
     assert len(running) == 3

@@ -1,7 +1,7 @@
 """Scenario 21: the server is away, or the machine cut off, for a while or for too long."""
 
 from tests.end_to_end.records import marking, processes_of
-from tests.end_to_end.site import Site, wait_for
+from tests.end_to_end.site import POLLED, Site, wait_for
 
 
 def _running_on_one(site: Site, body: str, **terms: object) -> str:
@@ -184,16 +184,14 @@ def test_scenario_21_back_after_the_grace_an_agent_keeps_its_run_where_nobody_el
 
 
 def test_scenario_21_no_run_begins_after_its_lease_has_ended(site: Site) -> None:
-    site.start_server(lease_sec=1, disconnect_grace=3600)
+    site.start_server(lease_sec=1, disconnect_grace=3600, **POLLED)
     relay = site.relay()
     agent = site.start_agent(agent__max_workers=1, server_client__url=relay.url)
     gate = site.gate()
     runs = site.submit_marked(gate.wait)
     site.wait(runs, "running")
     waits = site.submit_marked("true")
-    site.wait(waits, "assigned")
-    # The server's word alone does not say that its answer has arrived.
-    wait_for(lambda: site.file().rows("SELECT 1 FROM tasks WHERE task_id = ?", waits), "it came")
+    site.holds(waits)
 
     relay.cut()
     wait_for(lambda: site.task(waits)["unreachable_since"], "its lease is over")

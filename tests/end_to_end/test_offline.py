@@ -2,12 +2,12 @@
 
 import re
 
-from tests.end_to_end.site import Site, wait_for
+from tests.end_to_end.site import POLLED, Site, wait_for
 
 
 def _ended_while_away(site: Site, url: str) -> list[str]:
     """Three tasks that end without a server: one had begun before, two begin without it."""
-    server = site.start_server()
+    server = site.start_server(**POLLED)
     site.start_agent(agent__max_workers=1, server_client__url=url)
     gate = site.gate()
     tasks = [
@@ -16,8 +16,8 @@ def _ended_while_away(site: Site, url: str) -> list[str]:
     ]
     site.wait(tasks[0], "running")
     for task_id in tasks[1:]:
-        site.wait(task_id, "assigned")  # claimed ahead; it waits for the only slot
-    wait_for(lambda: site.file().unsent() == [], "the server knows what has happened so far")
+        site.holds(task_id)  # claimed ahead; it waits for the only slot
+    site.told()
     server.kill()
     gate.open()
     for task_id, status in zip(tasks, ["completed", "failed", "failed"], strict=True):

@@ -3,7 +3,7 @@
 import json
 
 from tests.end_to_end.records import processes_of
-from tests.end_to_end.site import Site, wait_for
+from tests.end_to_end.site import POLLED, Site, wait_for
 
 
 def _is_refused(site: Site, task_id: str, why: str, start_id: str = "") -> None:
@@ -67,7 +67,7 @@ def test_scenario_12_a_refusal_is_not_retried_and_is_told_to_whoever_waits(site:
 def test_scenario_12_a_policy_that_changed_holds_for_tasks_that_were_claimed_before(
     site: Site,
 ) -> None:
-    site.start_server()
+    site.start_server(**POLLED)
     agent = site.start_agent(agent__max_workers=1)
     gate = site.gate()
     runs = site.submit_marked(gate.wait)

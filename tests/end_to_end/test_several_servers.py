@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from agent_core.demand import READY_LEAST
 from tests.end_to_end.relay import Relay
 from tests.end_to_end.site import Process, Site, free_port, wait_for
 from tests.postgres import Cluster
@@ -67,9 +66,7 @@ def test_scenario_13_eight_agents_and_three_servers_of_which_one_is_killed(
             ports = [each for _, each in servers]
             relays = _spread(site, ports)
             gate = site.gate()
-            # As many as all hold: what they run, and what each has ready to follow.
-            held = SLOTS + AGENTS * READY_LEAST
-            tasks = [site.submit_marked(gate.wait) for _ in range(held)]
+            tasks = [site.submit_marked(gate.wait) for _ in range(SLOTS)]
             tasks += [site.submit_marked("sleep 0.1") for _ in range(TASKS - len(tasks))]
             wait_for(lambda: len(site.marks("begin")) == SLOTS, "every slot of every agent is full")
             gate.open()

@@ -3,20 +3,20 @@
 import signal
 
 from tests.end_to_end.records import processes_of
-from tests.end_to_end.site import Site, wait_for
+from tests.end_to_end.site import POLLED, Site, wait_for
 
 
 def test_scenario_18_a_graceful_end_hands_over_what_runs_and_gives_back_what_waits(
     site: Site,
 ) -> None:
-    site.start_server()
+    site.start_server(**POLLED)
     agent = site.start_agent(agent__max_workers=1)
     gate = site.gate()
     runs = site.submit_marked(f"{gate.wait}; echo outlived it")
     site.wait(runs, "running")
     waiting = [site.submit_marked("true") for _ in range(2)]
     for task_id in waiting:
-        site.wait(task_id, "assigned")
+        site.holds(task_id)
 
     assert agent.stop() == 0
 
@@ -42,6 +42,7 @@ def test_scenario_18_results_are_sent_before_it_leaves_and_no_task_is_claimed_an
     gate = site.gate()
     ends = site.submit_marked(f"{gate.wait}; echo told")
     site.wait(ends, "running")
+    site.told()
     server.kill()
     gate.open()
     wait_for(lambda: site.file().unsent(ends) == ["complete"], "the result waits")
@@ -64,6 +65,7 @@ def test_scenario_18_the_grace_bounds_it_and_what_was_not_sent_is_kept(site: Sit
     gate = site.gate()
     ends = site.submit_marked(f"{gate.wait}; echo kept")
     site.wait(ends, "running")
+    site.told()
     server.kill()
     gate.open()
     wait_for(lambda: site.file().unsent(ends) == ["complete"], "the result waits")
@@ -80,15 +82,13 @@ def test_scenario_18_the_grace_bounds_it_and_what_was_not_sent_is_kept(site: Sit
 
 def test_scenario_18_a_second_signal_is_quicker_and_loses_nothing(site: Site) -> None:
     for signum in (signal.SIGTERM, signal.SIGINT):
-        server = site.start_server()
+        server = site.start_server(**POLLED)
         agent = site.start_agent(agent__max_workers=1, shutdown__grace=3600)
         gate = site.gate(f"gate-{signum}")
         runs = site.submit_marked("sleep 600")
         ends = site.submit_marked(f"{gate.wait}")
         site.wait(runs, "running")
-        site.wait(ends, "assigned")
-        # The server's word alone does not say that its answer has arrived.
-        wait_for(lambda: site.file().status(ends), "the agent holds it")  # noqa: B023
+        site.holds(ends)
         server.kill()
         agent.signal(signum)
         agent.says("stopping; once more to leave at once")

@@ -5,7 +5,7 @@ import urllib.request
 
 import pytest
 
-from tests.end_to_end.site import Site, wait_for
+from tests.end_to_end.site import POLLED, Site, wait_for
 
 AGENT_CALL = "/api/v1/agent/heartbeat"
 BODY = {"agent_id": "a", "machine_id": "m"}
@@ -33,13 +33,13 @@ def test_scenario_8_the_right_token_is_accepted_and_any_other_is_401(site: Site)
 def test_scenario_8_an_agent_without_the_right_token_says_so_and_keeps_its_tasks(
     site: Site, token: str
 ) -> None:
-    site.start_server()
+    site.start_server(**POLLED)
     agent = site.start_agent(agent__max_workers=1)
     gate = site.gate()
     runs = site.submit_marked(f"{gate.wait}; echo done")
     waits = site.submit_marked("echo done too")
     site.wait(runs, "running")
-    site.wait(waits, "assigned")
+    site.holds(waits)
     agent.kill()
 
     shut_out = site.start_agent(agent__max_workers=1, server_client__token=token)

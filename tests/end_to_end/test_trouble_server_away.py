@@ -36,6 +36,7 @@ def test_an_agent_whose_server_goes_away(site: Site, row: Row) -> None:
     gate = site.gate()
     task_id = site.submit_marked(f"{gate.wait}; echo kept")
     site.wait(task_id, "running")
+    site.told()
 
     server.kill()
     agent.says("the server is unreachable")

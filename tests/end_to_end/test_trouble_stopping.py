@@ -10,17 +10,17 @@ from typing import Any
 
 from agent_core.testing.http_server import ScriptedServer, answer
 from tests.end_to_end.records import AgentFile, processes_of
-from tests.end_to_end.site import Process, Site, wait_for
+from tests.end_to_end.site import POLLED, Process, Site, wait_for
 from tests.end_to_end.trouble import Disk, Row, server_env, small_disk
 
 
 def test_ctrl_c_ends_an_agent_gently(site: Site, row: Row) -> None:
-    site.start_server()
+    site.start_server(**POLLED)
     agent = site.start_agent(agent__max_workers=1)
     runs = site.submit("sleep 600")
     site.wait(runs, "running")
     waits = site.submit("true")
-    site.wait(waits, "assigned")
+    site.holds(waits)
 
     agent.signal(signal.SIGINT)
 
@@ -36,6 +36,7 @@ def test_a_second_ctrl_c_ends_an_agent_at_once(site: Site, row: Row) -> None:
     gate = site.gate()
     task_id = site.submit(gate.wait)
     site.wait(task_id, "running")
+    site.told()
     server.kill()
     gate.open()
     wait_for(lambda: site.file().unsent(task_id) == ["complete"], "the result waits")
@@ -63,9 +64,13 @@ async def test_ctrl_c_ends_a_client_that_waits(site: Site, row: Row) -> None:
 
 
 def test_the_disk_of_a_running_agent_fills_up(site: Site, row: Row) -> None:
-    site.start_server()
+    site.start_server(**POLLED)
     with small_disk(site.root / "disk", "3m") as disk:
-        env = site.agent_env(agent__state_dir=disk.inside / "agent", agent__max_workers=1)
+        env = site.agent_env(
+            agent__state_dir=disk.inside / "agent",
+            agent__max_workers=1,
+            server_client__renew_interval=0.3,
+        )
         agent = site.agents["one"] = Process(
             ["agent"], env, site.root / "agent-one.log", enter=disk.enter
         )
@@ -73,8 +78,12 @@ def test_the_disk_of_a_running_agent_fills_up(site: Site, row: Row) -> None:
         runs = site.submit_marked(f"{gate.wait}; echo no room")
         site.wait(runs, "running")
         waits = [site.submit_marked("echo kept, too") for _ in range(2)]
-        for task_id in waits:
-            site.wait(task_id, "assigned")
+        for task_id in waits:  # its file cannot be read from here; what it renews it has stored
+            lease = site.wait(task_id, "assigned")["lease_expires_at"]
+            wait_for(
+                lambda task_id=task_id, lease=lease: site.task(task_id)["lease_expires_at"] > lease,
+                "the agent holds it",
+            )
 
         disk.fill()
         later = [site.submit_marked(f"echo later {n}") for n in range(3)]

@@ -5,7 +5,7 @@ import os
 import signal
 
 from tests.end_to_end.records import processes_of
-from tests.end_to_end.site import Site, wait_for
+from tests.end_to_end.site import POLLED, Site, wait_for
 
 WHO = {"subprocess_executor__environment": '["PATH", "WHO"]'}
 
@@ -26,7 +26,7 @@ def test_scenario_13_two_agents_share_the_tasks_and_none_goes_to_both(site: Site
     gate = site.gate()
     tasks = [
         site.submit_marked(f"echo who $REMOTEGPU_TASK_ID 1 $WHO >> {site.marks_file}; {gate.wait}")
-        for _ in range(8)  # two to run and two to have ready for each
+        for _ in range(8)  # two to run for each, and as many that follow
     ]
     wait_for(lambda: len(site.marks("who")) == 4, "both are full")
     assert sorted(mark.rest for mark in site.marks("who")) == ["one", "one", "two", "two"]
@@ -136,11 +136,11 @@ def test_scenario_14_the_late_report_is_answered_30001_over_http(site: Site) -> 
 
 
 def test_scenario_14_a_machine_that_dies_whole_loses_its_tasks_to_another(site: Site) -> None:
-    site.start_server(lease_sec=2, disconnect_grace=1)
+    site.start_server(lease_sec=2, disconnect_grace=1, **POLLED)
     _agent(site, "one", agent__max_workers=1)
     tasks = [site.submit_marked("[ $WHO = two ] || sleep 600") for _ in range(2)]
     site.wait(tasks[0], "running")
-    site.wait(tasks[1], "assigned")
+    site.holds(tasks[1])
 
     site.agents["one"].kill()
     for pid in (*site.supervisors(), *processes_of(tasks[0])):

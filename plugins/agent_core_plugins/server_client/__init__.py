@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -133,7 +134,8 @@ class ServerClient:
         if not self._settings.url:
             await agent.stopping.wait()
             return Claim(ask_again=self._settings.poll_interval)
-        return await self._claimer.claim(agent, demand)
+        claim = await self._claimer.claim(agent, demand)
+        return replace(claim, takes_back=self._claimer.takes_back)
 
     @hookimpl
     async def report(self, events: Sequence[Event]) -> Sequence[Receipt]:

@@ -78,6 +78,11 @@ class Claimer:
         await self._hanging.close()
 
     @property
+    def takes_back(self) -> bool:
+        """Whether tasks that were taken ahead in vain go back: the server has not to be polled."""
+        return self._wait > 0
+
+    @property
     def _wait(self) -> int:
         """Seconds that a claim may hang, for its tasks' leases count from when it was sent."""
         if not self._contact.speaks(wire.Word.WAIT):
@@ -121,7 +126,10 @@ class Claimer:
             "resources": {"gpus": gpus, "cpus": free.cpus, "memory": free.memory},
             "urgent_at_most": demand.urgent_at_most,
         }
-        return Question(number, min(demand.slots, most), told, self._wait)
+        # A server that lets claims wait has a free slot filled at once; it may have others for the
+        # tasks that would only stand by.
+        wanted = demand.slots - (demand.standby if self._wait else 0)
+        return Question(number, min(wanted, most), told, self._wait)
 
     async def _post(self, question: Question) -> Reply:
         """Raises Unreachable for every answer that says nothing of tasks."""

@@ -148,6 +148,18 @@ async def test_another_demand_is_told_by_the_same_number_and_the_same_one_is_not
     assert (first["free"]["urgent_at_most"], second["free"]["urgent_at_most"]) == (4, None)
 
 
+@pytest.mark.parametrize(("words", "limit"), [(("wait",), 1), ((), 3)])
+async def test_only_where_no_claim_can_wait_is_asked_for_what_stands_by(
+    opened: Any, server: ScriptedServer, words: tuple[str, ...], limit: int
+) -> None:
+    server.on(REGISTER, named(*words))
+    server.on(CLAIM, answer({"tasks": []}))
+    async with opened() as site:
+        claim = await site.client.claim(Demand(slots=3, standby=2))
+    assert bodies(server)[0]["limit"] == limit
+    assert claim.takes_back == bool(words)
+
+
 async def test_a_change_that_came_before_the_claim_is_not_missed(
     opened: Any, server: ScriptedServer, desk: Desk
 ) -> None:
