@@ -49,7 +49,15 @@ from agent_core.models import (
     Verdict,
 )
 from agent_core.program import find_program, never_ran
-from agent_core.protocols import AgentHandle, Execution, Held, PluginContext, Scheduler, Store
+from agent_core.protocols import (
+    AgentHandle,
+    Ahead,
+    Execution,
+    Held,
+    PluginContext,
+    Scheduler,
+    Store,
+)
 from agent_core.removal import remove
 from agent_core.signals import Signal
 
@@ -83,6 +91,7 @@ __all__ = [
     "HELD",
     "PREEMPTION_DIFFERENCE",
     "AgentHandle",
+    "Ahead",
     "Answer",
     "Backoff",
     "Change",

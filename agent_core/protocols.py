@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -195,6 +195,31 @@ class Execution(ABC):
 
     async def forget(self) -> None:
         """The end is committed: let go of what was kept to find the run again."""
+
+
+class Ahead(ABC):
+    """A start that an executor can take before there is a slot for it; `execute` may answer so.
+
+    Awaited, it begins at once and gives the Execution, like any other start. Dropped without a word
+    it must not be once it was handed over: it is recalled or awaited.
+    """
+
+    @abstractmethod
+    def __await__(self) -> Generator[Any, None, Execution]: ...
+
+    @abstractmethod
+    def hand_over(self, until: float, began: Callable[[], None]) -> bool:
+        """Let it begin by itself, in the place of a run of this executor that has ended.
+
+        Those handed over begin in that order, one for each run that held a slot and nothing else
+        and that nobody told to end; none after the boot time `until`. `began` is called when it
+        did, after its predecessor's `outcome` was there, and unless its awaiting tells it. False:
+        it cannot be taken now, and begins only when it is awaited.
+        """
+
+    @abstractmethod
+    async def recall(self) -> bool:
+        """It must not begin by itself any more. False: it has begun, and is to be awaited."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

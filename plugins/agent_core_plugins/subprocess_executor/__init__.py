@@ -6,9 +6,7 @@ asks it, and finds every run again after the agent was killed or restarted.
 
 import asyncio
 import os
-import re
 from collections.abc import Awaitable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from pydantic import Field
@@ -19,27 +17,23 @@ from agent_core import (
     Execution,
     Launch,
     Lost,
-    NeverRan,
     NeverStarted,
     PluginContext,
     PluginError,
     Section,
     Status,
     hookimpl,
-    never_ran,
 )
 
 from .environment import NAMES, passed_through
-from .execution import STREAMS, SubprocessExecution, Tools
+from .execution import SubprocessExecution, Tools
 from .house import House
 from .known import Known, Line
-from .link import LINE_LIMIT, Link, LinkLost
 from .orphan import Orphan, look_for
 from .silence import attend
-from .supervisor.journal import encode
+from .starting import Start, Starter
 
 RECONNECT = 1.0  # seconds between two tries to reach a supervisor while nothing is to be started
-START_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)  # it becomes a file name
 UNENDED = (Status.ASSIGNED, Status.RUNNING, Status.SUSPENDED)
 PAGE = 1000
 
@@ -64,20 +58,21 @@ class SubprocessExecutor:
     def __init__(self, settings: SubprocessSettings, context: PluginContext) -> None:
         self._settings = settings
         self._context = context
-        self._site = passed_through(settings.environment, os.environ)
+        site = passed_through(settings.environment, os.environ)
         output = context.state_dir / "output"
         try:
             output.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise PluginError(f"output cannot be kept in {output}: {error.strerror}") from error
-        self._house = House(context, self._site)
+        self._house = House(context, site)
         self._tools = Tools(
             house=self._house, clock=context.clock, output=output, grace=settings.grace
         )
+        self._starter = Starter(tools=self._tools, cap=settings.max_output_size, path=site["PATH"])
 
     @hookimpl
     def execute(self, launch: Launch) -> Awaitable[Execution] | None:
-        return self._execute(launch)
+        return Start(self._starter, launch)
 
     @hookimpl
     async def reattach(self, launch: Launch, running: bool) -> Execution | NeverStarted | Lost:
@@ -89,13 +84,15 @@ class SubprocessExecutor:
             return Lost(reason="the machine was rebooted")
         known = await self._house.find(launch.start_id)
         if known is not None:
-            return await self._found(launch.start_id, known)
+            return await self._starter.found(launch.start_id, known)
         if not running and began is not None and self._house.was_there_before(began.boottime):
             return NeverStarted()
         clock = self._context.clock
         facts = _facts(handle) or await look_for(launch.start_id, clock)
         if facts is not None and Orphan(launch.start_id, facts, clock).left():
-            return self._orphan(launch.start_id, str(handle.get("place", "")), facts)
+            place = str(handle.get("place", ""))
+            known = Known(place=place, journal_id="", facts=facts)
+            return SubprocessExecution(self._tools, launch.start_id, known)
         return Lost(reason="the supervisor is gone, and its journal with it")
 
     @hookimpl
@@ -133,79 +130,6 @@ class SubprocessExecutor:
         """Hang up. Whatever runs goes on, and another agent finds it again."""
         self._house.close()
 
-    # --- a start
-
-    async def _execute(self, launch: Launch) -> Execution:
-        request = self._request(launch)
-        while True:
-            try:
-                link = self._house.ready or await self._house.current()
-            except OSError as error:
-                raise NeverRan(f"no supervisor can be started: {error}", passing=True) from error
-            try:
-                answer = await link.start(launch.start_id, request)
-            except LinkLost:
-                known = await self._house.find(launch.start_id)
-                if known is None:
-                    continue  # nobody ever heard of it: another supervisor may begin it
-                found = await self._found(launch.start_id, known)
-                if isinstance(found, NeverStarted):
-                    continue
-                return found
-            if answer["t"] == "never":
-                raise self._never(launch, answer, link)
-            return self._execution(launch.start_id, link.runs[launch.start_id])
-
-    def _request(self, launch: Launch) -> bytes:
-        """The line that asks the supervisor for it. Raises NeverRan."""
-        if not START_ID.fullmatch(launch.start_id):
-            raise NeverRan(f"{launch.start_id!r} is no start id: letters, digits, - and _ only")
-        env = {**launch.env, "REMOTEGPU_START_ID": launch.start_id}
-        text = "".join(env)
-        if "" in env or "=" in text or "\0" in text or "\0" in "".join(env.values()):
-            raise _unusable(env)
-        if not launch.argv or any("\0" in text for text in (*launch.argv, launch.cwd)):
-            raise NeverRan("a command cannot be empty or hold a NUL character")
-        request = encode(
-            {
-                "t": "start",
-                "s": launch.start_id,
-                "argv": launch.argv,
-                "env": env,
-                "cwd": launch.cwd,
-                "out": [self._tools.kept(launch.start_id, stream) for stream in STREAMS],
-                "cap": self._settings.max_output_size,
-            }
-        )
-        if len(request) > LINE_LIMIT:
-            raise NeverRan("the command and its environment are larger than a system takes")
-        return request
-
-    def _never(self, launch: Launch, answer: Line, link: Link) -> NeverRan:
-        link.forget(launch.start_id)
-        if answer["stage"] == "fifo":
-            self._house.retire(link)  # its directory is gone or full: the next start has another
-        path = launch.env.get("PATH", self._site["PATH"])
-        return never_ran(
-            answer["errno"], argv=launch.argv, cwd=launch.cwd, path=path, at=answer["stage"]
-        )
-
-    # --- a run that is found again
-
-    async def _found(self, start_id: str, known: Known) -> Execution | NeverStarted:
-        if known.never:
-            return NeverStarted()
-        if known.facts is None and known.end is None:  # killed between the fork and its record
-            facts = await look_for(start_id, self._context.clock)
-            known = replace(known, facts=facts)
-        return self._execution(start_id, known)
-
-    def _orphan(self, start_id: str, place: str, facts: Line) -> Execution:
-        return self._execution(start_id, Known(place=place, journal_id="", facts=facts))
-
-    def _execution(self, start_id: str, known: Known) -> Execution:
-        return SubprocessExecution(self._tools, start_id, known)
-
     # --- what is left over
 
     async def _tidy(self, agent: AgentHandle) -> bool:
@@ -235,13 +159,6 @@ async def _unended(agent: AgentHandle) -> dict[str, float]:
         for task in page:
             found[task.start_id] = task.assigned_at.boottime if task.assigned_at else 0.0
     return found
-
-
-def _unusable(env: Mapping[str, str]) -> NeverRan:
-    for name, value in env.items():
-        if not name or "=" in name or "\0" in name + value:
-            return NeverRan(f"the environment name {name!r} or its value cannot be used")
-    raise AssertionError("somebody found one")
 
 
 def _facts(handle: Mapping[str, Any]) -> Line | None:

@@ -45,6 +45,7 @@ class Link(asyncio.BufferedProtocol):
         self.journal_id = journal_id
         self.pid = 0  # of the supervisor
         self.runs: dict[str, Known] = {}
+        self.ahead = False  # does this supervisor take starts ahead of their time?
         self.lost = False
         self.silent = False  # it was asked for a sign of life in vain: stopped, or stuck
         self._asked = False  # and has not answered yet
@@ -72,14 +73,18 @@ class Link(asyncio.BufferedProtocol):
         `request` is the line that asks for it. There is no time limit: giving up on an answer would
         leave a run that nobody knows of.
         """
-        answer: asyncio.Future[Line] = self._loop.create_future()
-        self._starts[start_id] = answer
-        try:
-            self._send(request)
-            self.unanswered.add(start_id)
-            return await answer
-        finally:
-            self._starts.pop(start_id, None)
+        return await self.ask(start_id, request)
+
+    def ask(self, start_id: str, request: bytes) -> "asyncio.Future[Line]":
+        """`start`, with the answer as a future: it may be asked ahead of its time."""
+        self._send(request)
+        self.unanswered.add(start_id)
+        answer = self._starts[start_id] = self._loop.create_future()
+        return answer
+
+    def say(self, what: str, start_id: str) -> None:
+        """`begin` or `recall` what was asked for ahead; `ask`'s future tells what became of it."""
+        self._send(encode({"t": what, "s": start_id}))
 
     async def signal(self, start_id: str, signum: int, mark: str = "") -> bool:
         """Signal a run's tree. False if its main process had ended by itself. Raises LinkLost.
@@ -203,8 +208,8 @@ class Link(asyncio.BufferedProtocol):
         for future in (self._hello, *waiting):
             if not future.done():
                 future.set_exception(LinkLost("the supervisor hung up"))
-        if not self._hello.cancelled():
-            self._hello.exception()  # seen, also if nobody waits any more
+            if not future.cancelled():
+                future.exception()  # seen, also if nobody waits any more
         for start_id in tuple(self._hearers):
             self._tell_end(start_id, None)
 
@@ -215,16 +220,17 @@ class Link(asyncio.BufferedProtocol):
             if run is not None:
                 run.end = line["end"]
                 self._tell_end(line["s"], run.end)
-        elif kind in ("started", "never"):
+        elif kind in ("started", "never", "recalled"):
             if kind == "started":
                 self.runs.setdefault(line["s"], self._known(line))
             self.unanswered.discard(line["s"])
-            _resolve(self._starts.get(line["s"]), line)
+            _resolve(self._starts.pop(line["s"], None), line)
         elif kind == "signalled":
             _resolve(self._signals.get(line["n"]), line["done"])
         elif kind == "hello":
             # Now, not when whoever greeted goes on: an end may stand in the very next line.
             self.pid = line["pid"]
+            self.ahead = line.get("ahead") is True
             for facts in line["runs"]:
                 self.runs[facts["s"]] = self._known(facts)
             _resolve(self._hello, line)

@@ -1,8 +1,9 @@
 """A minimal agent in a process of its own, to be killed: a ledger in the place of the store.
 
 Each start is written to the ledger before it is tried, as begun with its handle after it, and its
-end when it is known. Started again, it finds out what became of everything without an end. The
-tasks write their own marks when they begin and end.
+end when it is known. Each slot hands its next start over while the one before it runs, and takes
+some of them back. Started again, it finds out what became of everything without an end. The tasks
+write their own marks when they begin and end.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ import structlog
 
 from agent_core import (
     AgentHandle,
+    Ahead,
     Execution,
     Instant,
     Key,
@@ -124,18 +126,30 @@ class Driver:
         await asyncio.gather(*(self._slot() for _ in range(IN_FLIGHT)))
 
     async def _slot(self) -> None:
+        start_id, start = self._stored()
         while True:
-            start_id = uuid.uuid4().hex
-            code = int(start_id[:2], 16) % 50
-            now = Instant.now(self._clock)
-            self._write("stored", start_id, code=code, stored_at=asdict(now))
+            following_id, following = self._stored()
+            following.hand_over(self._clock.boottime() + 60.0, lambda: None)
             try:
-                execution = await self._executor.execute(self._launch(start_id, code, now, {}))
+                execution = await start
             except NeverRan as error:
                 self._write("never", start_id, why=str(error))
-                continue
-            self._write("begun", start_id, handle=dict(execution.handle))
-            await self._follow(start_id, execution)
+            else:
+                self._write("begun", start_id, handle=dict(execution.handle))
+                await self._follow(start_id, execution)
+            if following_id < "4" and await following.recall():
+                self._write("never", following_id, why="recalled")
+                following_id, following = self._stored()
+            start_id, start = following_id, following
+
+    def _stored(self) -> tuple[str, Ahead]:
+        start_id = uuid.uuid4().hex
+        code = int(start_id[:2], 16) % 50
+        now = Instant.now(self._clock)
+        self._write("stored", start_id, code=code, stored_at=asdict(now))
+        start = self._executor.execute(self._launch(start_id, code, now, {}))
+        assert isinstance(start, Ahead)
+        return start_id, start
 
     async def _follow(self, start_id: str, execution: Execution) -> None:
         outcome = await execution.wait()

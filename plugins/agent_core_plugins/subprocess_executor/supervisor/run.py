@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Run:
     """One start that began, until it is forgotten."""
 
-    __slots__ = ("_began", "boot", "cap", "end", "fifos", "mark", "out", "owed", "pid", "sinks", "start_id", "ticks", "wall", "wide")  # fmt: skip # noqa: E501
+    __slots__ = ("_began", "boot", "cap", "end", "fifos", "mark", "out", "owed", "passes", "pid", "sinks", "start_id", "ticks", "wall", "wide")  # fmt: skip # noqa: E501
 
     def __init__(self, start_id: str, out: list[str], cap: int) -> None:
         self.start_id = start_id
@@ -31,6 +31,7 @@ class Run:
         self.end = ""  # how its main process ended; as the members of a JSON object, like all here
         self.mark = ""  # the words that its first signal with words bore, as JSON
         self.owed = True  # the end is not told yet
+        self.passes = False  # once it has ended, one that was handed over ahead takes its place
 
     def identity(self) -> str:
         return f'"pid":{self.pid},"ticks":{self.ticks},"wall":{self.wall!r},"since":{self.boot!r}'

@@ -11,6 +11,7 @@ import termios
 import time
 
 from . import tree
+from .ahead import Ahead
 from .journal import Journal
 from .run import Run
 from .spawn import Refused, Spawner
@@ -25,11 +26,15 @@ if TYPE_CHECKING:
 
     from .journal import Line
 
-    Tell = Callable[[str], None]
+    Tell = Callable[[str, bool], None]
 
 
 class Runs:
-    """Every run of this supervisor."""
+    """Every run of this supervisor.
+
+    What is told bears whether somebody waits for it, or it may be told together with what follows:
+    never later than `settle`.
+    """
 
     def __init__(self, journal: Journal, spawner: Spawner, epoll: select.epoll, tell: Tell) -> None:
         self._journal = journal
@@ -42,36 +47,66 @@ class Runs:
         self._young_until = 0.0
         self._ending: dict[str, Run] = {}  # ended, and their trees are looked through
         self._strays = Strays()
+        self._ahead = Ahead()
         self._started = tree.StartTimes()
         self._unwritten: list[tuple[str, str, str]] = []
 
     # --- what the agent asks
 
-    def start(self, asked: Line, env: dict[str, str]) -> None:
+    def start(self, asked: Line, env: dict[str, str]) -> bool:
         """Start what is asked, once: the same id again is answered with what became of it."""
         start_id = asked["s"]
         if start_id in self._runs:
             self._young.pop(start_id, None)
-            self._tell(self._runs[start_id].started())
-            return
+            self._tell(self._runs[start_id].started(), True)
+            return True
         try:
             self._journal.intent(start_id)
         except OSError as error:
             self._never(start_id, Refused(error.errno or 0, "journal"))
-            return
+            return False
         run = Run(start_id, asked["out"], asked["cap"])
+        run.passes = asked.get("passes") is True
         try:
             run.pid, run.fifos = self._spawner.start(start_id, asked["argv"], env, asked["cwd"])
         except Refused as refused:
             self._note("never", start_id, f'"errno":{refused.errno},"stage":"{refused.stage}"')
             self._never(start_id, refused)
-            return
+            return False
         run.ticks = self._started.of(run.pid, run.boot)
         self._runs[start_id] = self._mains[run.pid] = run
         self._note("started", start_id, run.identity())
         if not self._young:
             self._young_until = time.monotonic() + GATHER
         self._young[start_id] = run
+        return True
+
+    def hand_over(self, asked: Line, env: dict[str, str]) -> None:
+        """Start it when a run has ended that passes its place on."""
+        if asked["s"] in self._runs:
+            self.start(asked, env)
+        elif not self._ahead.put(asked, env):
+            self._recalled(asked["s"])
+
+    def begin(self, start_id: str) -> None:
+        """Start now what was handed over; if it began by itself, that is told."""
+        if waiting := self._ahead.take(start_id):
+            self.start(*waiting)
+        elif young := self._young.pop(start_id, None):
+            self._tell(young.started(), True)
+
+    def recall(self, start_id: str) -> None:
+        """Forget what was handed over; if it began by itself, that is told."""
+        if self._ahead.take(start_id):
+            self._recalled(start_id)
+        else:
+            self.begin(start_id)
+
+    def abandon(self) -> None:
+        """The agent is gone, or another one: nothing begins any more that it did not ask for."""
+        self._ahead.clear()
+        for run in self._runs.values():
+            run.passes = False
 
     def signal(self, start_id: str, signum: int, mark: str) -> bool:
         """Signal the whole tree. False if the main process had ended by itself.
@@ -81,6 +116,7 @@ class Runs:
         run = self._runs.get(start_id)
         if run is None or run.pid not in self._mains or _ended(run.pid):
             return False
+        run.passes = False  # who ends it says what follows
         if mark and not run.mark:
             run.mark = mark
             self._note("mark", start_id, f'"mark":{mark}')
@@ -136,7 +172,7 @@ class Runs:
         """Tell of the young runs that go on, and wait for their output from now on."""
         young, self._young = self._young, {}
         for run in young.values():
-            self._tell(run.started())
+            self._tell(run.started(), True)
             try:
                 self._streams.follow(run)
             except OSError:  # this user's epoll sets hold all that they may: tried again
@@ -218,9 +254,14 @@ class Runs:
 
     def _tell_end(self, run: Run) -> None:
         if self._young.pop(run.start_id, None):
-            self._tell(run.started())
+            self._tell(run.started(), False)
         run.owed = False
-        self._tell(f'"t":"end","s":"{run.start_id}","end":{{{run.end}}}')
+        soon = True
+        try:
+            waiting = self._ahead.next() if run.passes else None
+            soon = not (waiting and self.start(*waiting)) or self._ahead.short()
+        finally:
+            self._tell(f'"t":"end","s":"{run.start_id}","end":{{{run.end}}}', soon)
 
     def _look_for_strays(self) -> bool:
         """Adopted children: are there any?"""
@@ -236,7 +277,10 @@ class Runs:
             self._unwritten.append((kind, start_id, facts))
 
     def _never(self, start_id: str, why: Refused) -> None:
-        self._tell(f'"t":"never","s":"{start_id}","errno":{why.errno},"stage":"{why.stage}"')
+        self._tell(f'"t":"never","s":"{start_id}","errno":{why.errno},"stage":"{why.stage}"', True)
+
+    def _recalled(self, start_id: str) -> None:
+        self._tell(f'"t":"recalled","s":"{start_id}"', True)
 
 
 def _ended(pid: int) -> bool:

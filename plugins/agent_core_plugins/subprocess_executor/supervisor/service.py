@@ -7,13 +7,13 @@ import ctypes
 import json
 import os
 import select
-import signal
 import socket
 import struct
 import sys
 import time
 import traceback
 
+from . import signals
 from .journal import VERSION, Journal, plain
 from .runs import Runs
 from .spawn import Spawner
@@ -52,10 +52,11 @@ class Service:
         self._idle = idle
         self._epoll = select.epoll()
         self._listener = listener
-        self._wakeup = _watch_signals()
+        self._wakeup = signals.watch()
         self._connections: dict[int, Connection] = {}
         self._agent: Connection | None = None
         self._accepted = 0
+        self._hurry = False  # somebody waits for what is owed
         self._inbox = memoryview(bytearray(INBOX))
         self._journal = Journal(os.path.join(directory, "journal"))
         self._runs = Runs(
@@ -163,21 +164,30 @@ class Service:
             elif not connection.greeted:
                 self._hang_up(connection)
             elif kind == "start":
-                _check(asked)
-                self._runs.write_again()
-                self._runs.start(asked, {**connection.env, **asked["env"]})
+                self._start(connection, asked)
+            elif kind == "begin":
+                self._runs.begin(asked["s"])
+            elif kind == "recall":
+                self._runs.recall(asked["s"])
             elif kind == "ping":
-                self._tell('"t":"pong"')
+                self._tell('"t":"pong"', True)
             elif kind == "forget":
                 self._runs.forget(asked["s"])
             elif kind == "signal":
                 number = int(asked["n"])
                 mark = json.dumps(str(asked["mark"])) if "mark" in asked else ""
                 done = self._runs.signal(asked["s"], int(asked["signal"]), mark)
-                self._tell(f'"t":"signalled","n":{number},"done":{json.dumps(done)}')
+                self._tell(f'"t":"signalled","n":{number},"done":{json.dumps(done)}', True)
         except Exception:
             _complain()
             self._hang_up(connection)
+
+    def _start(self, connection: Connection, asked: Line) -> None:
+        """Now, or when a run before it has ended."""
+        _check(asked)
+        self._runs.write_again()
+        begin = self._runs.hand_over if "until" in asked else self._runs.start
+        begin(asked, {**connection.env, **asked["env"]})
 
     def _hello(self, connection: Connection, said: Line) -> None:
         """From now on this is the agent: what an older one has sent and we not read never counts.
@@ -187,6 +197,7 @@ class Service:
         for other in tuple(self._connections.values()):
             if other.number < connection.number:
                 self._hang_up(other)
+        self._runs.abandon()
         self._runs.settle()  # told to nobody: the hello's answer tells of them
         connection.greeted = True
         connection.env = dict(said.get("env", {}))
@@ -194,19 +205,23 @@ class Service:
         journal_id = json.dumps(self._journal.journal_id)
         self._tell(
             f'"t":"hello","v":{VERSION},"journal":{journal_id},"pid":{os.getpid()},'
-            f'"runs":[{self._runs.all()}]'
+            f'"ahead":true,"runs":[{self._runs.all()}]',
+            True,
         )
 
-    def _tell(self, line: str) -> None:
+    def _tell(self, line: str, soon: bool) -> None:
         """Put a line on its way to the agent, given as the members of a JSON object.
 
-        Without an agent it waits for the next hello's answer.
+        Without an agent it waits for the next hello's answer; one that is not told soon, for the
+        next that is.
         """
+        self._hurry = self._hurry or soon
         if self._agent is not None:
             self._agent.owed += b"{%s}\n" % line.encode("ascii")
 
     def _flush(self) -> None:
-        if self._agent is not None and self._agent.owed:
+        if self._agent is not None and self._agent.owed and self._hurry:
+            self._hurry = False
             self._send(self._agent)
 
     def _send(self, connection: Connection) -> None:
@@ -234,6 +249,7 @@ class Service:
             connection.socket.close()
         if self._agent is connection:
             self._agent = None
+            self._runs.abandon()
 
 
 def _check(asked: Line) -> None:
@@ -242,30 +258,9 @@ def _check(asked: Line) -> None:
     lists = type(argv) is list and argv and type(out) is list and len(out) == 2
     sound = lists and type(asked["env"]) is dict
     texts = all(type(text) is str for text in (asked["cwd"], argv[0], *out))
-    if not sound or not texts or not plain(asked["s"]) or type(asked["cap"]) is not int:
+    numbers = type(asked["cap"]) is int and type(asked.get("until", 0.0)) is float
+    if not sound or not texts or not numbers or not plain(asked["s"]):
         raise ValueError("a start that cannot be read")  # exec looks at the other texts
-
-
-def _watch_signals() -> socket.socket:
-    """Nothing ends a supervisor but its own decision and KILL. Readable when a child ended.
-
-    Every handler is an empty function, never SIG_IGN: what is ignored would be ignored by the
-    tasks too, while handlers are reset by exec.
-    """
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    theirs.setblocking(False)
-    for signum in signal.valid_signals():
-        ignored = signal.getsignal(signum) is signal.SIG_IGN
-        if ignored or signum in (signal.SIGCHLD, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, _nothing)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    signal.set_wakeup_fd(theirs.detach(), warn_on_full_buffer=False)
-    return ours
-
-
-def _nothing(signum: int, frame: object) -> None:
-    return
 
 
 _complaints = 0
