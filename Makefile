@@ -8,6 +8,8 @@ ARGS   ?=
 PIP    := PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 \
           $(BIN)/python -m pip install --quiet
 NEEDS  := pyproject.toml constraints.txt
+# Where it is set, each of the hundreds of programs that the tests start compiles everything anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check test-engines bench docs clean

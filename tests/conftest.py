@@ -19,6 +19,7 @@ def _no_settings_of_this_machine() -> None:
     for name in ("AGENT_PORT", "AGENT_DB_PATH", "AGENT_MAX_WORKERS", "AGENT_ID", "AGENT_TOKEN"):
         os.environ.pop(name, None)
     os.environ.pop("PYTHONUNBUFFERED", None)  # hides what a buffer that cannot be flushed does
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each program would compile everything anew
 
 
 @pytest.fixture
