@@ -32,8 +32,15 @@ from tests.load.workload import (
 LANES = 2  # submissions to the idle agent at once; it has two slots
 # Put before a process by PYTHONPATH, in the counting pass alone: tracing costs time.
 COUNTING = """
-import atexit, os, sqlite3, sqlite3.dbapi2
+import atexit, os, sqlite3, sqlite3.dbapi2, sys
 count = {"commits": 0}
+if os.environ["BENCH_DATABASE"] == "postgresql" and "server" in sys.orig_argv:
+    import psycopg
+    plain_commit = psycopg.Connection.commit
+    def commit(connection):
+        count["commits"] += 1
+        plain_commit(connection)
+    psycopg.Connection.commit = commit
 def trace(statement):
     if statement.lstrip()[:6].upper() == "COMMIT":
         count["commits"] += 1
@@ -167,15 +174,17 @@ def startup(site: Site, results: Results, *, times: int) -> None:
     )
 
 
-def counted(root: Path, results: Results, *, tasks: int) -> None:
+def counted(root: Path, results: Results, *, tasks: int, database: str = "sqlite") -> None:
     """Requests and commits of a pass of its own, whose time does not count."""
     hook, counts = root / "hook", root / "counts"
     for each in (hook, counts):
         each.mkdir(parents=True)
     (hook / "sitecustomize.py").write_text(COUNTING)
-    os.environ |= {"PYTHONPATH": str(hook), "BENCH_COUNTS": str(counts)}
+    hooks = {"PYTHONPATH": str(hook), "BENCH_COUNTS": str(counts), "BENCH_DATABASE": database}
+    before = dict(os.environ)
     try:
-        with a_site(root) as site:
+        with a_site(root) as site, database_of(site, database):
+            os.environ |= hooks  # not for the programs of a database
             server = site.start_server()
             relay = site.relay()
             agent = site.start_agent(**DEFAULTS, server_client__url=relay.url)
@@ -187,7 +196,9 @@ def counted(root: Path, results: Results, *, tasks: int) -> None:
             agent.stop()
             server.stop()
     finally:
-        del os.environ["PYTHONPATH"], os.environ["BENCH_COUNTS"]
+        for name in hooks:
+            os.environ.pop(name, None)
+        os.environ |= before
     commits = {
         name: int((counts / str(pid)).read_text())
         for name, pid in (("agent", agent_pid), ("server", server_pid))
@@ -246,7 +257,7 @@ def main() -> None:
                 startup(site, results, times=given.starts)
         timed(root, results, given)
         say("counting requests and commits ...")
-        counted(root / "counted", results, tasks=200)
+        counted(root / "counted", results, tasks=200, database=given.database)
     results.show()
     if given.json:
         given.json.write_text(json.dumps(results.sections, indent=2) + "\n")
