@@ -8,12 +8,13 @@ from agent_core.backoff import Backoff
 from agent_core.clock import Clock
 from agent_core.errors import Conflict, StoreError
 from agent_core.lifecycle import FINAL
-from agent_core.log import get
+from agent_core.log import about_nothing, get
 from agent_core.models import Change, Key
 from agent_core.protocols import Store
 from agent_core.signals import resolve
 
-GATHER = 0.005  # seconds for which what is in no hurry waits for company
+GATHER = 0.005  # seconds between two transactions, if nobody waits for one: what comes meanwhile
+AT_LEAST = 0.001  # seconds; an end that comes with its beginning is stored with it
 TOGETHER = 200  # changes at most in one transaction
 
 
@@ -63,6 +64,7 @@ class Behind:
         self._hurry = False  # somebody in the queue waits to go on
         self._gathering: asyncio.Future[None] | None = None
         self._storing: asyncio.Task[None] | None = None
+        self._stored_at = float("-inf")  # loop time of the last transaction's beginning
         self._stuck: list[_Entry] = []  # what could not be kept, and what happened after it
         self._retrying: asyncio.Task[None] | None = None
         self._log = get("store")
@@ -77,10 +79,18 @@ class Behind:
         self._queue.append(_Entry(change=change, keep=keep, waiting=[future]))
         self._hurry = self._hurry or soon
         if self._storing is None:
-            self._storing = asyncio.create_task(self._store_all(), name="store what happened")
-        elif soon and self._gathering and not self._gathering.done():
-            self._gathering.set_result(None)
+            self._storing = asyncio.create_task(
+                self._store_all(), name="store what happened", context=about_nothing()
+            )
+        elif soon and self._gathering:
+            resolve(self._gathering)
         return future
+
+    def hurry(self) -> None:
+        """Somebody waits by now for what was put here in no hurry."""
+        self._hurry = bool(self._queue)
+        if self._gathering:
+            resolve(self._gathering)
 
     async def close(self) -> None:
         """Store nothing more."""
@@ -100,6 +110,7 @@ class Behind:
                 if not self._hurry:
                     await self._gather()
                 self._hurry = False
+                self._stored_at = asyncio.get_running_loop().time()
                 batch, self._queue = self._queue[:TOGETHER], self._queue[TOGETHER:]
                 if self._stuck:
                     batch = self._free_to_go(batch)
@@ -109,9 +120,11 @@ class Behind:
             self._storing = None
 
     async def _gather(self) -> None:
+        """Until the last transaction is a while ago, or somebody waits."""
         loop = asyncio.get_running_loop()
         self._gathering = loop.create_future()
-        timer = loop.call_later(GATHER, resolve, self._gathering)
+        until = max(self._stored_at + GATHER, loop.time() + AT_LEAST)
+        timer = loop.call_at(until, resolve, self._gathering)
         try:
             await self._gathering
         finally:
@@ -127,7 +140,9 @@ class Behind:
     def _ask_again(self, entries: Sequence[_Entry]) -> None:
         self._stuck += entries
         if self._retrying is None:
-            self._retrying = asyncio.create_task(self._ask(), name="store what is stuck")
+            self._retrying = asyncio.create_task(
+                self._ask(), name="store what is stuck", context=about_nothing()
+            )
 
     async def _ask(self) -> None:
         try:

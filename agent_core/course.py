@@ -28,9 +28,11 @@ class Course:
         )
         return kept
 
-    async def make(self, move: Move, *, outcome: Outcome | None = None, **changes: Any) -> None:
+    async def make(
+        self, move: Move, *, soon: bool = True, outcome: Outcome | None = None, **changes: Any
+    ) -> None:
         """Make a move and go on when it is stored."""
-        await self.happened(move, soon=True, outcome=outcome, **changes)
+        await self.happened(move, soon=soon, outcome=outcome, **changes)
         self._say_how(outcome)
 
     async def end(self, outcome: Outcome) -> None:

@@ -27,6 +27,7 @@ from agent_core.models import (
 from agent_core.prompt import begin
 from agent_core.protocols import AgentHandle, Execution, Scheduler, Store
 
+PLAIN = frozenset({str, int, float, bool})  # JSON, without looking into it
 Implementation = tuple[str, Callable[..., Any]]
 
 
@@ -82,7 +83,7 @@ class Caller:
         """Name and bound method of each plugin that has the hook; pluggy's list is last first."""
         caller = getattr(manager.hook, hook)
         return [
-            (impl.plugin_name, _accepting(impl.function, tuple(impl.argnames)))
+            (impl.plugin_name, _accepting(impl.function, impl.argnames, caller.spec.argnames))
             for impl in reversed(caller.get_hookimpls())
         ]
 
@@ -252,8 +253,12 @@ class Caller:
         return Inventory(**told, gpus=tuple(gpus))
 
 
-def _accepting(function: Callable[..., Any], names: tuple[str, ...]) -> Callable[..., Any]:
+def _accepting(
+    function: Callable[..., Any], names: Sequence[str], specified: Sequence[str]
+) -> Callable[..., Any]:
     """pluggy lets an implementation leave out arguments that it does not use; so do we."""
+    if set(names) == set(specified):
+        return function
 
     def call(**given: Any) -> Any:
         return function(*(given[name] for name in names))
@@ -264,7 +269,9 @@ def _accepting(function: Callable[..., Any], names: tuple[str, ...]) -> Callable
 def _check_handle(plugin: str, execution: Execution) -> None:
     """It is stored with the run, so it must be there and be JSON."""
     try:
-        json.dumps(dict(execution.handle))
+        handle = dict(execution.handle)
+        if not PLAIN.issuperset(map(type, (*handle, *handle.values()))):
+            json.dumps(handle)
     except (AttributeError, TypeError, ValueError) as error:
         raise PluginError(
             f"the plugin {plugin} broke its contract: an Execution needs a handle that is a "

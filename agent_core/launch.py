@@ -149,18 +149,15 @@ def _refuse_unusable(task: Task) -> None:
 
 def make_room(launch: Launch) -> None:
     """Make the run's private directory and its script. Raises OSError."""
-    os.makedirs(launch.scratch, mode=0o700, exist_ok=True)
+    try:
+        os.mkdir(launch.scratch, 0o700)
+    except OSError:  # it is there, or what is above it is not
+        os.makedirs(launch.scratch, mode=0o700, exist_ok=True)
     if launch.script:
         path, text = launch.script
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o700)
         with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
-
-
-def leave_room(launch: Launch) -> None:
-    """Nothing of it is left, whatever the task put there."""
-    if not clear_room(launch):
-        clear_full_room(launch)
 
 
 def clear_room(launch: Launch) -> bool:

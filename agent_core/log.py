@@ -6,12 +6,12 @@ import logging
 import re
 import sys
 import threading
-from collections.abc import Collection, MutableMapping
-from contextlib import AbstractContextManager
-from typing import Any, TextIO, cast
+from collections.abc import Collection, Mapping, MutableMapping
+from contextvars import Context, ContextVar
+from types import MappingProxyType
+from typing import Any, TextIO
 
 import structlog
-from structlog.contextvars import bind_contextvars, bound_contextvars, merge_contextvars
 
 from agent_core.sections import LogSection
 
@@ -20,6 +20,8 @@ MASK = "***"
 SHORTEST_SECRET = 6  # characters; shorter ones would be found in ordinary words
 LONGEST_VALUE = 2000  # characters of one value, and of an event
 ABOUT = ("task", "attempt", "run")
+_about: ContextVar[Mapping[str, object]] = ContextVar("about", default=MappingProxyType({}))
+_NOTHING = Context()
 LONGEST_TRACEBACK = 20_000  # characters; the end is kept, where the error stands
 _SECRET_NAME = re.compile(r"token|password|secret|authorization|cookie", re.IGNORECASE)
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # forges or breaks lines
@@ -32,7 +34,7 @@ def configure(
     lines = _Lines(sys.stderr if stream is None else stream, secrets)
     structlog.configure(
         processors=[
-            merge_contextvars,
+            _say_about,
             structlog.processors.add_log_level,
             _hide,
             # Its plain form: structlog's default is rich, which prints every local, tokens too.
@@ -52,14 +54,29 @@ def get(name: str) -> Any:
     return structlog.get_logger(name)
 
 
-def about(**context: object) -> AbstractContextManager[None]:
+class about:  # noqa: N801 (it is used like a function)
     """Until the block ends, every line of this asyncio task carries these (task, attempt, run)."""
-    return cast("AbstractContextManager[None]", bound_contextvars(**context))
+
+    __slots__ = ("_before", "_context")
+
+    def __init__(self, **context: object) -> None:
+        self._context = context
+
+    def __enter__(self) -> None:
+        self._before = _about.set({**_about.get(), **self._context})
+
+    def __exit__(self, *_: object) -> None:
+        _about.reset(self._before)
 
 
 def about_from_now_on(**context: object) -> None:
-    """Like `about`, for the rest of this asyncio task."""
-    bind_contextvars(**context)
+    """Like `about`, for the rest of the block, or of this asyncio task."""
+    _about.set({**_about.get(), **context})
+
+
+def about_nothing() -> Context:
+    """For a task that works for others than the one that happens to create it."""
+    return _NOTHING.copy()
 
 
 class _Lines:
@@ -109,6 +126,12 @@ def _take_over_library_logs() -> None:
     for handler in [h for h in root.handlers if isinstance(h, _LibraryHandler)]:
         root.removeHandler(handler)
     root.addHandler(_LibraryHandler(logging.WARNING))
+
+
+def _say_about(_logger: object, _method: str, entry: Entry) -> Entry:
+    for name, value in _about.get().items():
+        entry.setdefault(name, value)
+    return entry
 
 
 def _hide(_logger: object, _method: str, entry: Entry) -> Entry:

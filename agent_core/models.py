@@ -6,6 +6,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
+from agent_core.amended import amending
 from agent_core.api.resources import NO_ROOM, NOTHING, Device, Free, Resources
 from agent_core.api.wire import Answer, Code, Json
 from agent_core.clock import Clock, Instant
@@ -195,6 +196,13 @@ class Event:
     started_at: float | None = None  # wall, of the run it speaks of
     next_run_at: float | None = None  # wall, with RUN
     outcome: Outcome | None = None  # with RUN and COMPLETE
+
+    def numbered(self, seq: int) -> "Event":
+        """This one, under the number that the store gave it."""
+        return _event(self, {"seq": seq})
+
+
+_event = amending(Event)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

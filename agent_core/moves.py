@@ -1,10 +1,10 @@
 """The only way a task changes its state: advance, compare-and-set and event in one transaction."""
 
 import asyncio
-from collections.abc import Callable, Mapping
-from operator import attrgetter
+from collections.abc import Callable
 from typing import Any
 
+from agent_core.amended import amending
 from agent_core.backoff import Backoff
 from agent_core.behind import Behind
 from agent_core.clock import Clock
@@ -12,6 +12,8 @@ from agent_core.errors import Conflict
 from agent_core.lifecycle import EventKind, IllegalMove, Move, Status, advance
 from agent_core.models import Change, Event, Outcome, Task, TaskRun
 from agent_core.protocols import Store
+
+_moved = amending(Task)
 
 
 class Moves:
@@ -58,6 +60,10 @@ class Moves:
         after, change = self._planned(task, move, outcome, changes)
         return after, self._behind.put(change, soon=soon, keep=True)
 
+    def hurry(self) -> None:
+        """Somebody waits by now for what happened in no hurry."""
+        self._behind.hurry()
+
     async def close(self) -> None:
         """Store nothing more: what was not stored by now is found again after a restart."""
         await self._behind.close()
@@ -76,7 +82,7 @@ class Moves:
         elif outcome is not None:
             changes["outcome"] = outcome
         changes["status"] = transition.target
-        after = moved(task, changes)
+        after = _moved(task, changes)
         event = self._event(transition.event, after, outcome) if transition.event else None
         return after, Change(
             before=task, changes=changes, events=(event,) if event else (), ended_run=ended_run
@@ -96,21 +102,6 @@ class Moves:
             next_run_at=task.due_at if kind is EventKind.RUN and waits else None,
             outcome=outcome,
         )
-
-
-_FIELDS = tuple(Task.__slots__)
-_values = attrgetter(*_FIELDS)
-_setters = {name: getattr(Task, name).__set__ for name in _FIELDS}
-
-
-def moved(task: Task, changes: Mapping[str, Any]) -> Task:
-    """What dataclasses.replace would make of it, in half the time."""
-    new = object.__new__(Task)
-    for setter, value in zip(_setters.values(), _values(task), strict=True):
-        setter(new, value)
-    for name, value in changes.items():
-        _setters[name](new, value)
-    return new
 
 
 def _wall(task: Task) -> float | None:

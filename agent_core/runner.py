@@ -53,6 +53,7 @@ class Runner:
         self._called: asyncio.Future[None] = new()  # that, or a stop
         self._turn: asyncio.Future[None] | None = new() if armed else None
         self._disarmed = False
+        self._assigning = False  # its start is being stored
         self._begun: asyncio.Future[None] | None = None  # that it runs is stored
         self._reader: progress.Reader | None = None
         self._failures = 0  # starts that an executor failed to answer
@@ -67,6 +68,8 @@ class Runner:
         """It has a slot now."""
         if self._turn:
             resolve(self._turn)
+            if self._assigning:
+                self._bench.moves.hurry()
 
     def disarm(self) -> None:
         """Take its start back, unless it has a slot by now."""
@@ -137,7 +140,10 @@ class Runner:
                 await self._turn  # after a crash nobody would know that it never began
             if self._called.done() or self._disarmed:
                 return
-            await self._course.make(Move.ASSIGN, start_id=launch.start_id, **changes)
+            self._assigning = True
+            soon = self._turn is None or self._turn.done()
+            await self._course.make(Move.ASSIGN, soon=soon, start_id=launch.start_id, **changes)
+            self._assigning = False
             if await self._has_room(launch):
                 await self._execute(launch, start)
         finally:

@@ -13,6 +13,7 @@ from agent_core.errors import PluginError
 from agent_core.log import get
 from agent_core.models import Outcome, Reason
 from agent_core.protocols import Execution
+from agent_core.signals import resolve
 
 LONGEST_WAIT = 60.0  # seconds; then the timeout is looked at again, for machines that slept
 KILL_AGAIN = 5.0  # seconds between two KILLs to a tree that does not end
@@ -43,11 +44,11 @@ async def outcome_of(watch: Watch) -> Outcome | None:
     Raises whatever its executor raises, PluginError for an answer that is no Outcome, and Conflict
     if the task was moved by somebody else when it began.
     """
-    waiter: asyncio.Task[Outcome] = asyncio.create_task(_wait(watch.execution), name="run")
+    waiter = watch.execution.outcome()
     try:
         if former := endings.recalled(watch.execution.terminated):  # by an agent that was killed
             await _end(watch, waiter, former)
-            return endings.stopped(await waiter, former)
+            return endings.stopped(_checked(await waiter), former)
         stop = await _ended_or_stopped(watch, waiter)
         if stop is None and not waiter.done():
             if watch.execution.survives:
@@ -55,8 +56,8 @@ async def outcome_of(watch: Watch) -> Outcome | None:
             stop = endings.agent_left()
         # Its own end was seen before a signal was sent: that counts.
         if stop is None or waiter.done() or not await _end(watch, waiter, stop):
-            return _late(await waiter, watch.timeout)
-        return endings.stopped(await waiter, stop)
+            return _late(_checked(await waiter), watch.timeout)
+        return endings.stopped(_checked(await waiter), stop)
     finally:
         if not waiter.done():
             waiter.cancel()
@@ -76,18 +77,41 @@ def _late(outcome: Outcome, timeout: float) -> Outcome:
     return endings.stopped(outcome, endings.timed_out(timeout))
 
 
-async def _wait(execution: Execution) -> Outcome:
-    outcome = await execution.wait()
+def _checked(outcome: Outcome) -> Outcome:
     if not isinstance(outcome, Outcome):
         raise PluginError(f"wait must answer with an Outcome, not {type(outcome).__name__}")
     return outcome
 
 
-async def _ended_or_stopped(watch: Watch, waiter: "asyncio.Task[Outcome]") -> Stop | None:
+class _Bell:
+    """Rings when one of several things happens, or after a time; `asyncio.wait` at half the cost
+    where only the first of them is waited for, again and again.
+    """
+
+    def __init__(self, *things: "asyncio.Future[Any]") -> None:
+        self._rung: asyncio.Future[None] | None = None
+        for thing in things:
+            thing.add_done_callback(self._ring)
+
+    async def rings(self, most: float) -> None:
+        """Returns at the next ring, or `most` seconds from now."""
+        loop = asyncio.get_running_loop()
+        self._rung = loop.create_future()
+        timer = loop.call_later(most, self._ring)
+        try:
+            await self._rung
+        finally:
+            timer.cancel()
+
+    def _ring(self, _: object = None) -> None:
+        if self._rung:
+            resolve(self._rung)
+
+
+async def _ended_or_stopped(watch: Watch, waiter: "asyncio.Future[Outcome]") -> Stop | None:
     """Wait for the run's end (None), a stop, its timeout, lost contact, or our leaving (None)."""
-    ends: set[asyncio.Future[Any]] = {waiter, watch.called}
-    if watch.begun:
-        ends.add(watch.begun)
+    begun = watch.begun
+    bell = _Bell(waiter, watch.called, *([begun] if begun else []))
     while not waiter.done() and not watch.called.done():
         left = watch.timeout - watch.started_at.age(watch.clock)
         if left <= 0:
@@ -95,16 +119,14 @@ async def _ended_or_stopped(watch: Watch, waiter: "asyncio.Task[Outcome]") -> St
         contact = watch.contact_left(watch.execution.grace + TO_KILL)
         if contact <= 0:
             return endings.out_of_contact()
-        if watch.begun and watch.begun.done():
-            watch.begun.result()
-            ends.discard(watch.begun)
-        await asyncio.wait(
-            ends, timeout=min(left, contact, LONGEST_WAIT), return_when=asyncio.FIRST_COMPLETED
-        )
+        if begun and begun.done():
+            begun.result()
+            begun = None
+        await bell.rings(min(left, contact, LONGEST_WAIT))
     return watch.stop()
 
 
-async def _end(watch: Watch, waiter: "asyncio.Task[Outcome]", stop: Stop) -> bool:
+async def _end(watch: Watch, waiter: "asyncio.Future[Outcome]", stop: Stop) -> bool:
     """TERM, grace, KILL, until nothing is left. False if it had ended by itself."""
     execution = watch.execution
     watch.ending()

@@ -279,6 +279,7 @@ class Worker:
         self._close()
         self._turn()
         await self.slots.leave()
+        await self._bench.rooms.left()
 
     async def give_back(self) -> None:
         """Release what a source gave us and no run of which ever began."""

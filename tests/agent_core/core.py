@@ -291,6 +291,11 @@ class Core:
         await until(stored)
         return await self.until_status(wanted, *statuses)
 
+    async def rooms(self) -> list[Path]:
+        """What stands in the directory of the runs' own, once what was left is gone."""
+        await self.bench.rooms.left()
+        return list(self.bench.runs_dir.glob("*"))
+
     async def until_idle(self) -> None:
         """No runner is left."""
 

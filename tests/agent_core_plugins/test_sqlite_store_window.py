@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ async def test_what_was_just_kept_is_told_without_a_read(opened: SqliteTasks) ->
     outcome = make_outcome(b"printed", ended_at=5.0)
     changes = {"status": Status.COMPLETED, "outcome": outcome}
     events = [make_event(task, EventKind.START), make_event(task, EventKind.COMPLETE)]
-    events[1] = window.replace(events[1], outcome=outcome)
+    events[1] = replace(events[1], outcome=outcome)
     assert await opened.save_all([Change(before=task, changes=changes, events=events)]) == [True]
     read: list[object] = []
     opened._opened.reading.set_trace_callback(read.append)
@@ -108,7 +109,7 @@ async def test_memory_holds_no_more_output_than_one_answer_may_have(opened: Sqli
     assert await opened.outbox(limit=1) == []
     outcome = make_outcome(bytes(2 * 2**20))
     for each in tasks:
-        told = window.replace(make_event(each, EventKind.COMPLETE), outcome=outcome)
+        told = replace(make_event(each, EventKind.COMPLETE), outcome=outcome)
         changes = {"status": Status.COMPLETED, "outcome": outcome}
         await opened.save_all([Change(before=each, changes=changes, events=[told])])
     assert opened._window._bytes <= window.BYTES + 2 * 2**20

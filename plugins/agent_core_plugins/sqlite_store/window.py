@@ -1,7 +1,6 @@
 """The oldest of the outbox's events in memory, so that what was just kept is not read back."""
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
 
 from agent_core import Event, Key
 
@@ -37,7 +36,7 @@ class Window:
             if self.more or self.space <= 0:
                 self.more = True
             elif number > self.upto:
-                self._add(replace(event, seq=number))
+                self._add(event.numbered(number))
 
     def settled(self, numbers: Iterable[int]) -> None:
         for number in numbers:
