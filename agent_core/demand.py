@@ -13,7 +13,8 @@ from agent_core.signals import Signal
 from agent_core.waiting import Waiting
 
 READY_LEAST = 2  # tasks to have ready at least, where a source cannot be asked just in time
-READY_MOST = 100
+READY_MOST = 200
+SHORT = 4  # runs short when less than this part of what is had ready is left
 LATELY = 1.0  # seconds; a slot that was taken for longer says nothing of when the next is free
 GATHER = 0.1  # seconds in which several small changes are told as one
 
@@ -34,6 +35,7 @@ class Demands:
         self, machine: Machine, waiting: Waiting, clock: Clock, *, gather: float = GATHER
     ) -> None:
         self.changed = Signal()
+        self.hurry = Signal()  # sent when a slot is idle, or what is had ready will soon be used up
         self.closed = False  # nothing is taken any more, or for now
         self._machine = machine
         self._waiting = waiting
@@ -41,7 +43,9 @@ class Demands:
         self._gather = gather
         self._ends: deque[float] = deque(maxlen=READY_MOST)  # boot times at which short runs ended
         self._told: State | None = None
+        self._hurried = (False, False)  # short, and idle, at the last look
         self._later: asyncio.TimerHandle | None = None
+        self._calm: asyncio.TimerHandle | None = None  # looks if short runs still end
 
     def now(self) -> Demand:
         free = self._free()
@@ -52,6 +56,8 @@ class Demands:
             free=free,
             urgent_at_most=self._urgent(),
             changed=self.changed,
+            short=self._short,
+            hurry=self.hurry,
             again=self.now,
         )
 
@@ -72,6 +78,7 @@ class Demands:
         """
         if lasted <= LATELY:
             self._ends.append(self._clock.boottime())
+            self._look_again()
 
     def look(self) -> None:
         """Tell the sources if what they were told is not so any more.
@@ -79,6 +86,9 @@ class Demands:
         That there is room at all at once; gathered, that something else is free or that urgent
         work would find room, which short runs change all the time.
         """
+        before, self._hurried = self._hurried, (self._short, self._idle)
+        if any(now and not then for now, then in zip(self._hurried, before, strict=True)):
+            self.hurry.send()
         state, told = self._state(), self._told
         if told is None or state.takes > told.takes or state.soon > told.soon:
             self._tell(state)
@@ -90,14 +100,27 @@ class Demands:
     def close(self) -> None:
         """Nothing is taken any more."""
         self.closed = True
-        if self._later:
-            self._later.cancel()
+        for timer in (self._later, self._calm):
+            if timer:
+                timer.cancel()
 
     def _gathered(self) -> None:
         self._later = None
         state = self._state()
         if state != self._told:
             self._tell(state)
+
+    def _look_again(self) -> None:
+        if self._calm is None:
+            self._calm = asyncio.get_running_loop().call_later(LATELY, self._calmed)
+
+    def _calmed(self) -> None:
+        """Who asked for what begins soon must not wait for it any more, when nothing ends."""
+        self._calm = None
+        if self._frees():
+            self._look_again()
+        else:
+            self._tell(self._state())
 
     def _tell(self, state: State) -> None:
         self._told = state
@@ -107,6 +130,16 @@ class Demands:
         free = resources.of_slots(self._free(), 0)
         soon = self._soon > 0
         return State(takes=soon or self.slots > 0, soon=soon, urgent=self._urgent(), free=free)
+
+    @property
+    def _idle(self) -> bool:
+        """A slot is free, and nobody here is about to begin in it."""
+        return self._machine.free_slots > self._waiting.in_line
+
+    @property
+    def _short(self) -> bool:
+        """At the pace of the last runs little time is left until a slot is idle."""
+        return (self._waiting.ready - self._machine.free_slots) * SHORT <= self._frees()
 
     def _room(self, ready: int) -> int:
         if self.closed:

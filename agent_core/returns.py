@@ -68,7 +68,9 @@ class Returns:
             before = set(self._in_vain())
             self._freed = False
             await self._bench.clock.sleep(PATIENCE)
-            await self._give_back([key for key in self._in_vain() if key in before])
+            keys = [key for key in self._in_vain() if key in before]
+            if keys and not self._freed and not self.closed:
+                self._give_back(keys)
 
     def comes_back(self, task: Task) -> bool:
         """Whether one that gave its start back goes to its source, and waits here no more."""
@@ -83,25 +85,20 @@ class Returns:
         """What a source gave us and no run of which ever began: the agent stops."""
         for task in list(self._held.values()):
             if self._unbegun(task):
-                await self.release(task, "the agent stops")
+                await self._release(task, "the agent stops")
 
     def release_soon(self, task: Task, why: str) -> None:
-        self._slots.in_background(self._released(task, why), f"release {task.id}")
+        self._slots.in_background(self._release(task, why), f"release {task.id}")
 
-    async def _released(self, task: Task, why: str) -> None:
-        await self.release(task, why)
-
-    async def release(self, task: Task, why: str) -> bool:
-        """Give one that waits back to its source. False if that cannot be stored now."""
+    async def _release(self, task: Task, why: str) -> None:
         try:
             await self._end(task, Move.RELEASE, endings.released(why))
         except StoreError as error:  # it is kept for another time
             if not self._failing or self.closed:
                 self._log.warning("a task cannot be given back", task=task.id, why=str(error))
             self._failing = True
-            return False
-        self._failing = False
-        return True
+        else:
+            self._failing = False
 
     @staticmethod
     def _unbegun(task: Task) -> bool:
@@ -116,19 +113,14 @@ class Returns:
             if self._held[key].source in self._sources and self._unbegun(self._held[key])
         ]
 
-    async def _give_back(self, keys: list[Key]) -> None:
-        """Those whose starts are stored come last: else others would be armed in their place."""
+    def _give_back(self, keys: list[Key]) -> None:
+        """All of them leave the line before others could be armed in their place."""
         self._disarmed = {key for key in self._disarmed if self._slots.runner(key)}
-        if keys and not self._freed:
-            self._log.info("gives back what waits in vain", tasks=len(keys))
-        for key in reversed(keys):
-            if self._freed or self.closed:
-                return
+        self._log.info("gives back what waits in vain", tasks=len(keys))
+        for key in keys:
+            self._waiting.remove(key)
             if key in self._slots.armed:
                 self._disarmed.add(key)
-                self._waiting.remove(key)
                 self._slots.disarm(key)
-                continue
-            waits = key in self._waiting and not self._slots.runner(key)
-            if waits and not await self.release(self._held[key], IN_VAIN):
-                return
+            else:
+                self.release_soon(self._held[key], IN_VAIN)

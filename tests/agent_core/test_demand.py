@@ -270,6 +270,21 @@ async def test_what_would_wait_for_long_only_stands_by() -> None:
     alone.demands.close()
 
 
+async def test_that_nothing_ends_any_more_is_told_without_anything_that_happens() -> None:
+    """Or a question that hangs would still bring what nobody here begins soon."""
+    alone = Alone()
+    alone.take(task("t1"))
+    alone.demands.ended(0.1)
+    changed = alone.demands.changed.next()
+    await alone.clock.advance(0.9)
+    alone.demands._calmed()
+    assert not changed.done()
+    await alone.clock.advance(0.9)
+    alone.demands._calmed()
+    assert changed.done()
+    alone.demands.close()
+
+
 async def test_a_slot_that_is_free_again_is_told_at_once_whatever_stands_by() -> None:
     alone = Alone()
     for name in ("t1", "t2"):
@@ -296,4 +311,46 @@ async def test_each_time_that_there_is_room_again_is_told_at_once() -> None:
         alone.waiting.remove(task("t4").key)
         alone.demands.look()
         assert changed.done()
+    alone.demands.close()
+
+
+# --- when it is urgent
+
+
+async def test_a_slot_that_is_idle_again_is_told_to_those_who_gather() -> None:
+    """To a claim that hangs it is no news: the server knows that there is room."""
+    alone = Alone()
+    alone.demands.ended(0.05)
+    for name in ("t1", "t2"):
+        alone.take(task(name))
+    changed, hurry = alone.demands.changed.next(), alone.demands.hurry.next()
+    alone.give_back(task("t1"))
+    assert hurry.done()
+    assert not changed.done()
+    again = alone.demands.hurry.next()
+    alone.give_back(task("t2"))
+    assert not again.done(), "told already"
+    alone.demands.close()
+
+
+async def test_that_what_is_had_ready_will_soon_be_used_up_is_told_to_those_who_gather() -> None:
+    alone = Alone()
+    for _ in range(12):
+        alone.demands.ended(0.05)
+    for name in ("t1", "t2"):
+        alone.take(task(name))
+    ready = [task(f"r{number}") for number in range(12)]
+    for each in ready:
+        alone.waiting.add(each)
+    alone.demands.look()
+    assert not alone.demands.now().short
+    hurry = alone.demands.hurry.next()
+    for each in ready[:8]:
+        alone.waiting.remove(each.key)
+        alone.demands.look()
+        assert not hurry.done()
+    alone.waiting.remove(ready[8].key)
+    alone.demands.look()
+    assert hurry.done()
+    assert alone.demands.now().short
     alone.demands.close()

@@ -44,6 +44,61 @@ def test_scenario_13_two_agents_share_the_tasks_and_none_goes_to_both(site: Site
     assert one | two == set(tasks)
 
 
+def _who(site: Site) -> dict[str, list[str]]:
+    """Which tasks began on which agent."""
+    began = site.marks("who")
+    names = {mark.rest for mark in began}
+    return {name: sorted(mark.task_id for mark in began if mark.rest == name) for name in names}
+
+
+def test_nothing_waits_behind_a_long_run_while_another_agent_is_idle(site: Site) -> None:
+    site.start_server()
+    _agent(site, "one", agent__max_workers=1)
+    who = f"echo who $REMOTEGPU_TASK_ID 1 $WHO >> {site.marks_file}"
+    long, others = site.gate("long"), site.gate("others")
+    first = site.submit(f"{who}; {long.wait}")
+    site.wait(first, "running")
+    _agent(site, "two", agent__max_workers=2)
+    site.agents["two"].says("ready")
+
+    tasks = [site.submit(f"{who}; {others.wait}") for _ in range(4)]
+    wait_for(lambda: len(site.marks("who")) == 3, "the idle agent is full")
+    assert [site.task(task_id)["status"] for task_id in tasks[2:]] == ["pending", "pending"]
+    others.open()
+
+    assert {site.wait(task_id)["status"] for task_id in tasks} == {"completed"}
+    assert _who(site) == {"one": [first], "two": sorted(tasks)}
+    assert [row["task_id"] for row in site.file("one").rows("SELECT task_id FROM tasks")] == [first]
+    long.open()
+    site.wait(first)
+
+
+def test_what_was_taken_ahead_goes_to_another_agent_when_a_long_run_begins(site: Site) -> None:
+    site.start_server()
+    who = f"echo who $REMOTEGPU_TASK_ID 1 $WHO >> {site.marks_file}"
+    gate = site.gate()
+    for _ in range(40):
+        site.submit("true")  # the slot turns over, so others are taken ahead
+    long = site.submit(f"{who}; {gate.wait}")
+    tasks = [site.submit(who) for _ in range(5)]
+    _agent(site, "one", agent__max_workers=1)
+    site.agents["one"].says("ready")
+    for task_id in tasks:
+        site.holds(task_id)
+    site.wait(long, "running")
+    _agent(site, "two", agent__max_workers=1)
+
+    ended = [site.wait(task_id) for task_id in tasks]
+
+    assert [(task["status"], len(task["runs"])) for task in ended] == [("completed", 1)] * 5
+    assert _who(site) == {"one": [long], "two": sorted(tasks)}
+    assert {site.file("one").status(task_id) for task_id in tasks} == {"cancelled"}
+    site.told("one")
+    assert site.file("one").dead_letters() == []
+    gate.open()
+    assert site.wait(long)["status"] == "completed"
+
+
 def test_scenario_13_many_claims_at_the_same_moment_never_share_a_task(site: Site) -> None:
     site.start_server()
     tasks = {site.submit("true") for _ in range(60)}
