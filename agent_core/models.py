@@ -239,6 +239,9 @@ class Demand:
     # because a running one would make room.
     urgent_at_most: int | None = None
     changed: Signal = field(default_factory=Signal, compare=False)  # sent when it is another
+    # What is ready here is soon used up: who gathers demand for a moment should not do so for long.
+    short: bool = True
+    hurry: Signal = field(default_factory=Signal, compare=False)  # sent when it runs short, or idle
     # What it is by now: a source whose question hangs asks anew with it and need not return.
     again: "Callable[[], Demand] | None" = field(default=None, compare=False)
 
