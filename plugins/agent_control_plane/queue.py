@@ -30,7 +30,7 @@ from agent_control_plane.tables import attempts, tasks
 from agent_control_plane.views import granted_task
 from agent_core.api.wire import Code, Json
 
-MOST: Final = 100  # tasks in one answer
+MOST: Final = 200  # tasks in one answer
 _TOLD: Final = [*Task._fields, *(c.name for c in [*WIRE, *ATTEMPT_COLUMNS])]
 UNBEGUN_KEPT: Final = 86400.0  # seconds that an attempt which never began is remembered
 

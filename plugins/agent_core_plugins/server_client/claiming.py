@@ -14,8 +14,9 @@ from agent_core_plugins.server_client.reading import read_tasks
 
 CLAIM_NO = "claim_no"  # fact: the number of the last claim whose tasks were saved
 DRAIN_LIMIT = 30.0  # seconds after an outage in which waiting results go before new work
-MOST = 100  # tasks of one claim, of a server whose renewals are batched
+MOST = 200  # tasks of one claim, of a server whose renewals are batched
 GATHER = 0.2  # seconds between two claims that only fill up what is had ready: for a second
+GATHER_SHORT = 0.04  # likewise, where that will soon be used up
 SOON = 0.5  # seconds; other calls with the number of one that brought tasks are answered by then
 QUICK = 1.0  # seconds; an answer without anything that came sooner: this server does not wait
 
@@ -91,13 +92,14 @@ class Claimer:
 
     async def _gathered(self, agent: AgentHandle, demand: Demand) -> Demand:
         """Few claims cost less than many: while no slot is idle there is a moment's time."""
-        until = self._asked_at + GATHER
-        while demand.again and not demand.free.slots and not agent.stopping.is_set():
-            left = until - self._clock.boottime()
-            if left <= 0:
-                break
-            await first(self._clock.sleep(left), demand.changed.next(), agent.stopping.wait())
+        while demand.again and not agent.stopping.is_set():
             demand = demand.again()
+            until = self._asked_at + (GATHER_SHORT if demand.short else GATHER)
+            left = until - self._clock.boottime()
+            if demand.free.slots or left <= 0:
+                break
+            news = (demand.changed.next(), demand.hurry.next())
+            await first(self._clock.sleep(left), *news, agent.stopping.wait())
         return demand
 
     async def _patiently(self, agent: AgentHandle, demand: Demand, number: int) -> Claim:

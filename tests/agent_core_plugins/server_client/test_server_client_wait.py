@@ -10,7 +10,7 @@ import pytest
 from agent_core import Claim, Demand, Device, Free, Signal, Unreachable
 from agent_core.testing.clock import TurnedClock
 from agent_core.testing.http_server import NOT_FOUND, Reply, Request, ScriptedServer, answer
-from agent_core_plugins.server_client.claiming import GATHER
+from agent_core_plugins.server_client.claiming import GATHER, GATHER_SHORT
 from agent_core_plugins.server_client.hanging import Question
 
 CLAIM, REGISTER = "/api/v1/agent/tasks/claim", "/api/v1/agent/register"
@@ -48,16 +48,21 @@ class Need:
     """What an agent could take, as a test sets it."""
 
     def __init__(self, slots: int = 1, **fields: Any) -> None:
-        self.changed = Signal()
+        self.changed, self.hurry = Signal(), Signal()
         self.set(slots, **fields)
 
     def set(self, slots: int, *, idle: int | None = None, **fields: Any) -> None:
         self._fields = {"slots": slots, "free": Free(slots=slots if idle is None else idle)}
-        self._fields |= fields
+        self._fields |= {"short": False, **fields}
         self.changed.send()
 
+    def hurries(self, **fields: Any) -> None:
+        """It is so by now, which is no news for a claim that hangs."""
+        self._fields |= fields
+        self.hurry.send()
+
     def now(self) -> Demand:
-        return Demand(**self._fields, changed=self.changed, again=self.now)
+        return Demand(**self._fields, changed=self.changed, hurry=self.hurry, again=self.now)
 
 
 @pytest.fixture
@@ -368,12 +373,12 @@ async def test_where_no_claim_waits_none_says_so_and_a_full_agent_asks_nothing(
     assert set(body) - {"agent_id", "machine_id", "limit", "request_id"} == fields
 
 
-@pytest.mark.parametrize(("words", "limit"), [(("wait",), 10), (("wait", "events"), 100)])
+@pytest.mark.parametrize(("words", "limit"), [(("wait",), 10), (("wait", "events"), 200)])
 async def test_more_is_claimed_at_once_where_renewals_are_batched(
     opened: Any, server: ScriptedServer, desk: Desk, words: tuple[str, ...], limit: int
 ) -> None:
     server.on(REGISTER, named(*words))
-    async with opened(batch_size=10) as site, claiming(site, Need(120)):
+    async with opened(batch_size=10) as site, claiming(site, Need(220)):
         await server.wait_for(CLAIM)
     assert bodies(server)[0]["limit"] == limit
 
@@ -402,3 +407,40 @@ async def test_claims_that_only_fill_up_what_is_had_ready_gather(
             need.set(2, idle=1)  # a slot is idle: now every moment counts
             await server.wait_for(CLAIM, 3)
         assert bodies(server)[2]["limit"] == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "left"), [({"short": True}, GATHER_SHORT), ({"free": Free(slots=1)}, 0.0)]
+)
+async def test_claims_gather_no_longer_than_what_is_had_ready_lasts(
+    opened: Any, server: ScriptedServer, desk: Desk, fields: dict[str, Any], left: float
+) -> None:
+    clock = TurnedClock()
+    need = Need(1)
+    async with opened(clock=clock) as site, claiming(site, need) as job:
+        await server.wait_for(CLAIM)
+        desk.give("t1")
+        await job
+        need.set(3, idle=0)
+        async with claiming(site, need):
+            await clock.until_sleeping(4)
+            need.hurries(**fields)
+            if left:
+                await clock.until_sleeping(4)
+                await clock.advance(left / 2)
+                assert len(server.asked(CLAIM)) == 1
+                await clock.advance(left / 2)
+            await server.wait_for(CLAIM, 2)
+        assert bodies(server)[1]["limit"] == 3
+
+
+async def test_a_claim_that_hangs_is_not_asked_anew_because_the_agent_is_in_a_hurry(
+    opened: Any, server: ScriptedServer, desk: Desk
+) -> None:
+    need = Need(2)
+    async with opened() as site, claiming(site, need) as job:
+        await server.wait_for(CLAIM)
+        need.hurries(short=True)
+        desk.give("t1")
+        assert len((await job).tasks) == 1
+    assert len(server.asked(CLAIM)) == 1
