@@ -219,7 +219,7 @@ class Ahead(ABC):
 
     @abstractmethod
     async def recall(self) -> bool:
-        """It must not begin by itself any more. False: it has begun, and is to be awaited."""
+        """It must not begin by itself any more. False: it has begun and said so; await it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -119,6 +119,7 @@ class Start(Ahead):
                 if line["t"] == "never":
                     self._starter.let_go(self._launch.start_id, line, self._link)
                 elif line["t"] == "started":
+                    await asyncio.sleep(0)  # the answer may have come just now: `began` goes first
                     return False
             except LinkLost:
                 try:

@@ -114,13 +114,15 @@ async def test_many_in_a_row_need_nobody_between_them(bench: Bench) -> None:
 
 
 async def test_awaited_it_begins_at_once(bench: Bench) -> None:
-    first, second, third = bench.launch(gated=True), bench.launch(), bench.launch()
+    first, second, third = bench.launch(gated=True), bench.launch(), bench.launch(gated=True)
     running = await begin(bench.executor, first)
     start, other = bench.hand_over(second), bench.hand_over(third)
-    assert (await end(await other)).success
+    execution = await other  # whose end would let the one before it begin by itself
     assert (await end(await start)).success
     assert not bench.order, "who awaits it needs no other word"
-    await bench.let_go(first)
+    for launch in (third, first):
+        await bench.let_go(launch)
+    assert (await end(execution)).success
     await end(running)
 
 
