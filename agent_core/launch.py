@@ -1,6 +1,8 @@
 """From a task to what is started: argument vector, environment, working directory."""
 
+import contextlib
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -147,11 +149,17 @@ def _refuse_unusable(task: Task) -> None:
             raise NeverRan(f"the environment name {name!r} is empty or holds '='; rename it")
 
 
-def make_room(launch: Launch) -> None:
-    """Make the run's private directory and its script. Raises OSError."""
+def make_room(launch: Launch, spare: str = "") -> None:
+    """Make the run's private directory, of a spare one if there is, and its script.
+
+    Raises OSError.
+    """
     try:
-        os.mkdir(launch.scratch, 0o700)
-    except OSError:  # it is there, or what is above it is not
+        if spare:
+            os.rename(spare, launch.scratch)
+        else:
+            os.mkdir(launch.scratch, 0o700)
+    except OSError:  # it is there, or the spare one is not, or what is above it
         os.makedirs(launch.scratch, mode=0o700, exist_ok=True)
     if launch.script:
         path, text = launch.script
@@ -160,10 +168,17 @@ def make_room(launch: Launch) -> None:
             file.write(text)
 
 
-def clear_room(launch: Launch) -> bool:
-    """Remove what `make_room` made. False if something is left, for `clear_full_room`."""
+def clear_room(launch: Launch, *, keep: bool = False) -> bool:
+    """Remove what `make_room` made. False if something is left, for `clear_full_room`.
+
+    `keep`: the directory itself stays, if it is as `make_room` made it.
+    """
+    if keep and not _as_made(launch.scratch):
+        return False
     clear = True
     for path in _made(launch):
+        if keep and path == launch.scratch:
+            continue
         remove = os.rmdir if path == launch.scratch else os.unlink
         try:
             remove(path)
@@ -172,6 +187,22 @@ def clear_room(launch: Launch) -> bool:
         except OSError:  # the task left something in it, or made a directory of it
             clear = False
     return clear
+
+
+def _as_made(scratch: str) -> bool:
+    """An empty directory of our own that nobody else may enter."""
+    try:
+        about = os.lstat(scratch)
+        private = stat.S_ISDIR(about.st_mode) and stat.S_IMODE(about.st_mode) == 0o700
+        return private and about.st_uid == os.geteuid() and not os.listdir(scratch)
+    except OSError:
+        return False
+
+
+def remove_spare(scratch: str) -> None:
+    """One that `clear_room` has kept and that nobody needed."""
+    with contextlib.suppress(OSError):
+        os.rmdir(scratch)
 
 
 def clear_full_room(launch: Launch) -> None:

@@ -274,7 +274,8 @@ class Runner:
             return
         self._freed()  # its slot waits for no disk
         await self._course.end(outcome)
-        await self._let_go(launch, execution)
+        await self._let_go(execution)
+        await self._bench.rooms.leave(launch, over=outcome.reason is not Reason.LOST)
 
     async def _outcome(self, execution: Execution) -> Outcome | None:
         assert self.task.started_at is not None, "a run that is followed has begun"
@@ -292,9 +293,8 @@ class Runner:
             )
         )
 
-    async def _let_go(self, launch: Launch, execution: Execution) -> None:
+    async def _let_go(self, execution: Execution) -> None:
         try:
             await execution.forget()
         except Exception:  # it only remembers longer than it needs to
             self._log.exception("an executor could not let go of a run that has ended")
-        await self._bench.rooms.leave(launch)

@@ -46,7 +46,8 @@ async def outcome_of(watch: Watch) -> Outcome | None:
     """
     waiter = watch.execution.outcome()
     try:
-        if former := endings.recalled(watch.execution.terminated):  # by an agent that was killed
+        told = watch.execution.terminated
+        if told and (former := endings.recalled(told)):  # by an agent that was killed
             await _end(watch, waiter, former)
             return endings.stopped(_checked(await waiter), former)
         stop = await _ended_or_stopped(watch, waiter)

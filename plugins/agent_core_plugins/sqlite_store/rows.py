@@ -1,7 +1,7 @@
 """Between the agent's data and the rows of its database."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from agent_core import (
@@ -14,7 +14,6 @@ from agent_core import (
     Reason,
     Resources,
     Status,
-    StoreError,
     Task,
     TaskRun,
     Usage,
@@ -24,23 +23,6 @@ from agent_core_plugins.sqlite_store import statements as sql
 
 Row = Sequence[Any]
 
-MOVING = frozenset(  # the second group of Task's fields: what a move may change
-    {
-        "status",
-        "lease",
-        "due_at",
-        "retry_count",
-        "run_no",
-        "start_id",
-        "assigned_at",
-        "started_at",
-        "executor",
-        "devices",
-        "handle",
-        "outcome",
-    }
-)
-_INSTANTS = ("assigned_at", "started_at")
 _LEASE = ("lease", "lease_boottime", "lease_boot_id", "lease_stop_after")
 _EMPTY = "{}"
 _NONE = "[]"
@@ -113,28 +95,6 @@ def task_row(task: Task) -> tuple[object, ...]:
     )
 
 
-def changed_columns(changes: Mapping[str, Any]) -> dict[str, object]:
-    """The columns that a move changes. Raises StoreError for a field that no move may change."""
-    if foreign := changes.keys() - MOVING:
-        raise StoreError(f"a move cannot change {', '.join(sorted(foreign))} of a task")
-    columns: dict[str, object] = {}
-    for name, value in changes.items():
-        if name == "outcome":
-            columns.update(zip(sql.OUTCOME, outcome_row(value), strict=True))
-        elif name == "lease":
-            columns.update(zip(_LEASE, _lease_row(value), strict=True))
-        elif name in _INSTANTS:
-            names = (name, f"{name}_boottime", f"{name}_boot_id")
-            columns.update(zip(names, _instant_row(value), strict=True))
-        elif name == "devices":
-            columns[name] = _list(value)
-        elif name == "handle":
-            columns[name] = _dumps(dict(value))
-        else:
-            columns[name] = value.value if isinstance(value, Status) else value
-    return columns
-
-
 def outcome_row(outcome: Outcome | None) -> tuple[object, ...]:
     if outcome is None:
         return _NOT_ENDED
@@ -171,17 +131,17 @@ def run_row(key: Key, run: TaskRun) -> tuple[object, ...]:
     return (*key, run.run_no, run.started_at, *outcome_row(run.outcome))
 
 
-def event_row(event: Event) -> dict[str, object]:
-    return {
-        "kind": event.kind.value,
-        "task_id": event.key.task_id,
-        "attempt_id": event.key.attempt_id,
-        "source": event.source,
-        "run_no": event.run_no,
-        "at": event.at,
-        "started_at": event.started_at,
-        "next_run_at": event.next_run_at,
-    }
+def event_row(event: Event) -> tuple[object, ...]:
+    """In the order of `statements.ADD_EVENT`, which is the table's."""
+    return (
+        event.kind.value,
+        *event.key,
+        event.source,
+        event.run_no,
+        event.at,
+        event.started_at,
+        event.next_run_at,
+    )
 
 
 def as_task(row: Row) -> Task:
@@ -286,3 +246,26 @@ def _lease_row(lease: Lease | None) -> tuple[object, ...]:
 def _lease(row: Row) -> Lease | None:
     until = _instant(row)
     return Lease(until=until, stop_after=row[3]) if until else None
+
+
+def _itself(value: object) -> tuple[object, ...]:
+    return (value,)
+
+
+def _instant_columns(name: str) -> tuple[str, ...]:
+    return (name, f"{name}_boottime", f"{name}_boot_id")
+
+
+# The second group of Task's fields, which a move may change: the columns of each, and its values.
+MOVING: Mapping[str, tuple[tuple[str, ...], Callable[[Any], tuple[object, ...]]]] = {
+    **{
+        name: ((name,), _itself)
+        for name in ("due_at", "retry_count", "run_no", "start_id", "executor")
+    },
+    **{name: (_instant_columns(name), _instant_row) for name in ("assigned_at", "started_at")},
+    "status": (("status",), lambda status: (status.value,)),
+    "lease": (_LEASE, _lease_row),
+    "devices": (("devices",), lambda devices: (_list(devices),)),
+    "handle": (("handle",), lambda handle: (_dumps(dict(handle)),)),
+    "outcome": (sql.OUTCOME, outcome_row),
+}

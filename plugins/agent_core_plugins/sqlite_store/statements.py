@@ -109,14 +109,14 @@ SET_FACT = prepared(_set_fact())
 
 
 @cache  # a dozen moves, each with its own columns
-def move(columns: frozenset[str]) -> Prepared:
-    """UPDATE of these columns, if the task still has this status and start id."""
+def move(columns: tuple[str, ...]) -> Prepared:
+    """UPDATE of these columns, in this order, if the task still has this status and start id."""
     statement: Update = (
         update(TASKS)
         .where(_of_task(TASKS))
         .where(TASKS.c.status == bindparam("old_status"))
         .where(TASKS.c.start_id == bindparam("old_start_id"))
-        .values({name: bindparam(name) for name in sorted(columns)})
+        .ordered_values(*((TASKS.c[name], bindparam(name)) for name in columns))
     )
     return prepared(statement)
 
