@@ -1,6 +1,8 @@
 """`remotegpu server` as its operator meets it: starts, refusals to start, ends."""
 
 import contextlib
+import io
+import logging
 import os
 import re
 import resource
@@ -16,6 +18,9 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog
+
+from agent_core.cli.run import run
 
 REMOTEGPU = str(Path(sys.executable).parent / "remotegpu")
 TOKENS = {
@@ -38,21 +43,38 @@ def environment(tmp_path: Path, **more: str) -> dict[str, str]:
 
 
 def refused(tmp_path: Path, *, code: int = 1, **more: str) -> str:
-    """What a server that must not start writes; one message, no traceback, that exit code."""
+    """What a server that must not start writes; one message, no traceback, that exit code.
+
+    The command line runs in this process: a program of its own is mostly imports. The tests of
+    docs/trouble.md start such servers as programs.
+    """
     env = {name: value for name, value in environment(tmp_path, **more).items() if value}
-    done = subprocess.run(
-        [REMOTEGPU, "server"],
-        env=env,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
-    return done.stderr
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(said):
+        for name in os.environ:
+            patch.delenv(name)
+        for name, value in env.items():
+            patch.setenv(name, value)
+        patch.chdir(tmp_path)
+        with _nothing_else_changed():
+            assert run(["server"]) == code, said.getvalue()
+    words = said.getvalue()
+    assert "Traceback" not in words
+    assert words.count("\n") == 1, words
+    return words
+
+
+@contextlib.contextmanager
+def _nothing_else_changed() -> Iterator[None]:
+    """A server sets up its process: its log, and how many files it may open."""
+    files, root = resource.getrlimit(resource.RLIMIT_NOFILE), logging.getLogger()
+    handlers = root.handlers[:]
+    try:
+        yield
+    finally:
+        structlog.reset_defaults()
+        root.handlers[:] = handlers
+        resource.setrlimit(resource.RLIMIT_NOFILE, files)
 
 
 @contextlib.contextmanager
