@@ -191,13 +191,16 @@ class Site:
     def file(self, name: str = "one") -> AgentFile:
         return AgentFile(self.root / f"agent-{name}" / "agent.db")
 
+    def show(self) -> None:
+        """Print what its processes wrote."""
+        for process in (*self.agents.values(), *filter(None, [self.server])):
+            print(f"--- {process.log.name}\n{process.log.read_bytes().decode(errors='replace')}")
+
     def close(self) -> None:
         """Leave no process: cancel what runs, stop agents and server, end their supervisors."""
         for process in (*self.agents.values(), *filter(None, [self.server])):
             if process.alive:
                 process.kill()
-            # pytest shows it if the test has failed.
-            print(f"--- {process.log.name}\n{process.log.read_bytes().decode(errors='replace')}")
         for relay in self.relays:
             relay.close()
         end_everything_marked(str(self.root))

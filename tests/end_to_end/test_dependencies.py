@@ -7,16 +7,16 @@ import pytest
 from tests.end_to_end.site import Site
 
 
-@pytest.fixture
-def busy(site: Site) -> Site:
-    """A site with one agent that has one slot."""
-    site.start_server()
-    site.start_agent(agent__max_workers=1)
-    return site
+@pytest.fixture(scope="module")
+def busy(shared_site: Site) -> Site:
+    """A site with one agent that has one slot, idle when a test begins."""
+    shared_site.start_server()
+    shared_site.start_agent(agent__max_workers=1)
+    return shared_site
 
 
 def test_scenario_9_a_task_that_waits_for_another_holds_no_slot(busy: Site) -> None:
-    gate = busy.gate()
+    gate = busy.gate("slot")
     first = busy.submit(gate.wait)
     busy.wait(first, "running")
     second = busy.cli("submit", "--after", first, "-c", "true")
@@ -43,7 +43,7 @@ def test_scenario_9_while_it_waits_the_slot_is_for_others(busy: Site) -> None:
 def test_scenario_9_a_failed_dependency_ends_its_dependents_with_the_chain_of_reasons(
     busy: Site,
 ) -> None:
-    gate = busy.gate()
+    gate = busy.gate("reasons")
     first = busy.submit(f"{gate.wait}; exit 3", name="first")
     second = busy.submit("touch second", depends_on=[first], name="second", workdir=str(busy.root))
     third = busy.submit("touch third", depends_on=[second], name="third", workdir=str(busy.root))
@@ -61,7 +61,7 @@ def test_scenario_9_a_failed_dependency_ends_its_dependents_with_the_chain_of_re
 
 
 def test_scenario_9_a_cancelled_dependency_ends_its_dependents_too(busy: Site) -> None:
-    gate = busy.gate()
+    gate = busy.gate("cancelled")
     first = busy.submit(gate.wait)
     second = busy.submit("true", depends_on=[first])
     busy.wait(first, "running")

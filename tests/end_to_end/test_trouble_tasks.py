@@ -1,12 +1,11 @@
 """docs/trouble.md, "Tasks": programs that cannot be started, and output that nobody expects."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from agent_core.testing.http_server import ScriptedServer, answer
-from tests.end_to_end.site import Site, site_in
+from tests.end_to_end.site import Site
 from tests.end_to_end.trouble import Ended, Row, client, on_a_terminal, piped
 
 GIGABYTE = 10**9
@@ -14,12 +13,11 @@ COMPLETE = "/api/v1/agent/tasks/*/complete"
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def house(shared_site: Site) -> Site:
     """One server and one agent for all of these: none of them harms either."""
-    with site_in(tmp_path_factory.mktemp("house")) as made:
-        made.start_server()
-        made.start_agent()
-        yield made
+    shared_site.start_server()
+    shared_site.start_agent()
+    return shared_site
 
 
 def _waited(house: Site, *args: str) -> Ended:
