@@ -3,10 +3,20 @@
 import json
 from itertools import pairwise
 
+import pytest
+
 from tests.end_to_end.records import processes_of
 from tests.end_to_end.site import Site, wait_for
 
 STAMP = 'date "+stamp $REMOTEGPU_TASK_ID $REMOTEGPU_RUN_NO %s.%N"'
+
+
+@pytest.fixture(scope="module")
+def house(shared_site: Site) -> Site:
+    """A server, and an agent that stays."""
+    shared_site.start_server()
+    shared_site.start_agent()
+    return shared_site
 
 
 def _third_time_lucky(site: Site) -> str:
@@ -23,25 +33,23 @@ def _stamps(site: Site, task_id: str) -> list[float]:
 
 
 def test_scenario_1_a_failed_task_runs_again_after_its_delay_and_every_run_is_on_record(
-    site: Site,
+    house: Site,
 ) -> None:
-    site.start_server()
-    site.start_agent()
-    task_id = site.submit_marked(_third_time_lucky(site), max_retries=3, retry_delay=1)
+    task_id = house.submit_marked(_third_time_lucky(house), max_retries=3, retry_delay=1)
 
-    task = site.wait(task_id)
+    task = house.wait(task_id)
 
     assert (task["status"], task["exit_code"]) == ("completed", 0)
     assert task["stdout"] == "this is run 3\n"
-    assert [mark.run_no for mark in site.marks("begin", task_id)] == [1, 2, 3]
-    begun = _stamps(site, task_id)
+    assert [mark.run_no for mark in house.marks("begin", task_id)] == [1, 2, 3]
+    begun = _stamps(house, task_id)
     assert all(later - earlier >= 1 for earlier, later in pairwise(begun))
-    earlier = site.file().earlier_runs(task_id)
+    earlier = house.file().earlier_runs(task_id)
     assert [(run["run_no"], run["exit_code"], run["stdout"]) for run in earlier] == [
         (1, 11, b"this is run 1\n"),
         (2, 12, b"this is run 2\n"),
     ]
-    last = site.file().task(task_id)
+    last = house.file().task(task_id)
     assert (last["run_no"], last["exit_code"], last["retry_count"]) == (3, 0, 2)
 
 
@@ -87,25 +95,23 @@ def test_scenario_1_a_run_that_failed_while_the_agent_was_down_is_retried_too(si
 
 
 def test_scenario_2_after_its_last_retry_it_is_failed_with_the_last_code_and_output(
-    site: Site,
+    house: Site,
 ) -> None:
-    site.start_server()
-    site.start_agent()
     body = "echo out of run $REMOTEGPU_RUN_NO; echo err of run $REMOTEGPU_RUN_NO >&2"
-    submitted = site.cli(
+    submitted = house.cli(
         *("submit", "--json", "--retries", "2", "--retry-delay", "1", "-c"),
-        f"echo begin $REMOTEGPU_TASK_ID $REMOTEGPU_RUN_NO >> {site.marks_file}; {body}; "
+        f"echo begin $REMOTEGPU_TASK_ID $REMOTEGPU_RUN_NO >> {house.marks_file}; {body}; "
         "exit $((40 + REMOTEGPU_RUN_NO))",
     )
     assert submitted.returncode == 0, submitted.stderr
     task_id = json.loads(submitted.stdout)["id"]
 
-    assert site.cli("wait", task_id).returncode == 43
+    assert house.cli("wait", task_id).returncode == 43
 
-    task = json.loads(site.cli("task", "--json", task_id).stdout)
+    task = json.loads(house.cli("task", "--json", task_id).stdout)
     assert (task["status"], task["exit_code"], task["reason"]) == ("failed", 43, "exited")
-    assert site.cli("logs", task_id).stdout == "out of run 3\n"
+    assert house.cli("logs", task_id).stdout == "out of run 3\n"
     assert task["stderr"] == "err of run 3\n"
-    assert [mark.run_no for mark in site.marks("begin", task_id)] == [1, 2, 3]
-    assert [run["exit_code"] for run in site.file().earlier_runs(task_id)] == [41, 42]
+    assert [mark.run_no for mark in house.marks("begin", task_id)] == [1, 2, 3]
+    assert [run["exit_code"] for run in house.file().earlier_runs(task_id)] == [41, 42]
     assert processes_of(task_id) == []

@@ -11,20 +11,25 @@ AGENT_CALL = "/api/v1/agent/heartbeat"
 BODY = {"agent_id": "a", "machine_id": "m"}
 
 
-def test_scenario_8_the_right_token_is_accepted_and_any_other_is_401(site: Site) -> None:
-    site.start_server()
+@pytest.fixture(scope="module")
+def house(shared_site: Site) -> Site:
+    """A server that stays."""
+    shared_site.start_server()
+    return shared_site
 
-    status, answer = site.call("POST", AGENT_CALL, BODY, token=site.agent_token)
+
+def test_scenario_8_the_right_token_is_accepted_and_any_other_is_401(house: Site) -> None:
+    status, answer = house.call("POST", AGENT_CALL, BODY, token=house.agent_token)
     assert (status, answer["code"]) == (200, 0)
-    status, answer = site.call("GET", "/api/v1/tasks")
+    status, answer = house.call("GET", "/api/v1/tasks")
     assert (status, answer["code"]) == (200, 0)
-    for token in ("wrong", site.agent_token[:-1], site.user_token):
-        status, answer = site.call("POST", AGENT_CALL, BODY, token=token)
+    for token in ("wrong", house.agent_token[:-1], house.user_token):
+        status, answer = house.call("POST", AGENT_CALL, BODY, token=token)
         assert (status in (401, 403), answer["code"]) == (True, 30012), token
-    status, answer = site.call("GET", "/api/v1/tasks", token=site.agent_token)
+    status, answer = house.call("GET", "/api/v1/tasks", token=house.agent_token)
     assert (status in (401, 403), answer["code"]) == (True, 30012)
     with pytest.raises(urllib.error.HTTPError) as none:
-        urllib.request.urlopen(f"{site.url}/api/v1/tasks", timeout=30)
+        urllib.request.urlopen(f"{house.url}/api/v1/tasks", timeout=30)
     assert none.value.code == 401
     none.value.close()
 
@@ -58,13 +63,11 @@ def test_scenario_8_an_agent_without_the_right_token_says_so_and_keeps_its_tasks
     assert [mark.run_no for mark in site.marks("begin")] == [1, 1]
 
 
-def test_scenario_8_a_user_without_the_right_token_is_told_so_by_the_command(site: Site) -> None:
-    site.start_server()
-    site.user_token, right = "nobody-knows-it", site.user_token
-
-    refused = site.cli("tasks")
+def test_scenario_8_a_user_without_the_right_token_is_told_so_by_the_command(house: Site) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(house, "user_token", "nobody-knows-it")
+        refused = house.cli("tasks")
 
     assert refused.returncode == 4
     assert "token" in refused.stderr
-    site.user_token = right
-    assert site.cli("tasks").returncode == 0
+    assert house.cli("tasks").returncode == 0

@@ -3,6 +3,8 @@
 import asyncio
 import json
 
+import pytest
+
 from agent_core.testing.http_server import Reply, ScriptedServer, as_json
 from tests.end_to_end.site import Process, Site, wait_for
 from tests.end_to_end.trouble import Row, client
@@ -88,23 +90,23 @@ async def test_an_agent_that_meets_a_proxys_error_page(site: Site, row: Row) -> 
     await _agent_meets(site, BAD_GATEWAY, row)
 
 
-def _shut_out(site: Site, row: Row, token: str) -> None:
-    site.start_server()
-    _told(site, site.start_agent(server_client__token=token), row)
+@pytest.fixture(scope="module")
+def house(shared_site: Site) -> Site:
+    """A server that stays."""
+    shared_site.start_server()
+    return shared_site
 
 
-def test_an_agent_with_a_wrong_token(site: Site, row: Row) -> None:
-    _shut_out(site, row, "wrong-token")
+def test_an_agent_with_a_wrong_token(house: Site, row: Row) -> None:
+    _told(house, house.start_agent("wrong", server_client__token="wrong-token"), row)
 
 
-def test_an_agent_without_a_token(site: Site, row: Row) -> None:
-    _shut_out(site, row, "")
+def test_an_agent_without_a_token(house: Site, row: Row) -> None:
+    _told(house, house.start_agent("without", server_client__token=""), row)
 
 
-def test_a_client_with_a_wrong_token(site: Site, row: Row) -> None:
-    site.start_server()
-
-    row.ended(client(site, "tasks", token="wrong-token"))
+def test_a_client_with_a_wrong_token(house: Site, row: Row) -> None:
+    row.ended(client(house, "tasks", token="wrong-token"))
 
 
 def test_a_client_whose_server_is_not_there(site: Site, row: Row) -> None:
