@@ -88,6 +88,7 @@ class Start(Ahead):
         self._launch = launch
         self._link: Link | None = None  # to whom it was handed over
         self._answer: asyncio.Future[Line] | None = None  # to that
+        self._began: Callable[[], None] | None = None  # to be called, once
 
     def __await__(self) -> Generator[Any, None, Execution]:
         return self._begin().__await__()
@@ -101,34 +102,40 @@ class Start(Ahead):
             answer = link.ask(self._launch.start_id, request)
         except (LinkLost, NeverRan):  # whoever awaits it is told
             return False
-        self._link, self._answer = link, answer
-
-        def heard(answer: "asyncio.Future[Line]") -> None:
-            if self._answer is answer and _began(answer):
-                began()
-
-        answer.add_done_callback(heard)
+        self._link, self._answer, self._began = link, answer, began
+        answer.add_done_callback(self._heard)
         return True
 
+    def _heard(self, answer: "asyncio.Future[Line]") -> None:
+        told = self._answer is answer and not answer.cancelled() and answer.exception() is None
+        if told and answer.result()["t"] == "started":
+            self._say_that_it_began()
+
+    def _say_that_it_began(self) -> None:
+        began, self._began = self._began, None
+        if began:
+            began()
+
     async def recall(self) -> bool:
-        while self._link is not None and self._answer is not None:
+        while (link := self._link) is not None and (answer := self._answer) is not None:
             try:
-                if not self._answer.done():
-                    self._link.say("recall", self._launch.start_id)
-                line = await asyncio.shield(self._answer)
+                if not answer.done():
+                    link.say("recall", self._launch.start_id)
+                line = await asyncio.shield(answer)
+                begun = line["t"] == "started"
                 if line["t"] == "never":
-                    self._starter.let_go(self._launch.start_id, line, self._link)
-                elif line["t"] == "started":
-                    await asyncio.sleep(0)  # the answer may have come just now: `began` goes first
-                    return False
+                    self._starter.let_go(self._launch.start_id, line, link)
             except LinkLost:
                 try:
-                    if await self._find() is not None:
-                        return False
+                    begun = await self._find() is not None
                 except (Away, OSError):
                     await self._starter.tools.clock.sleep(ASK_AGAIN)
                     continue
-            self._link = self._answer = None
+            if begun:
+                self._say_that_it_began()
+                return False
+            if self._answer is answer:
+                self._link = self._answer = self._began = None
         return True
 
     async def _begin(self) -> Execution:
@@ -156,7 +163,7 @@ class Start(Ahead):
     async def _asked_ahead(self) -> tuple[Link, Line] | None:
         """The answer, if it was handed over, and unless that did not do. Raises LinkLost."""
         link, answer = self._link, self._answer
-        self._link = self._answer = None
+        self._link = self._answer = self._began = None
         if link is None or answer is None:
             return None
         if not answer.done():
@@ -172,11 +179,6 @@ class Start(Ahead):
         known = await self._house.find(self._launch.start_id)
         found = known and await self._starter.found(self._launch.start_id, known)
         return found if isinstance(found, Execution) else None
-
-
-def _began(answer: "asyncio.Future[Line]") -> bool:
-    told = not answer.cancelled() and answer.exception() is None
-    return told and answer.result()["t"] == "started"
 
 
 def _unusable(env: Mapping[str, str]) -> NeverRan:

@@ -282,6 +282,7 @@ async def test_what_began_under_a_supervisor_that_was_killed_then_is_found(
     end_process(*supervisors(runtime))
     if not awaited:
         assert not await start.recall()
+        assert bench.order == [second.start_id], "it says so, once"
     execution = await start
     await bench.let_go(second)
     assert (await end(execution)).error.startswith("the supervisor that started it is gone")
