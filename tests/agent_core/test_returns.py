@@ -175,6 +175,7 @@ async def test_a_slot_that_is_free_while_they_go_back_begins_none_of_them_twice(
     house.core.worker.waiting.feed.look_again()
     run.end()
     await until(lambda: LONG.id not in [each.task.id for each in house.core.bench.machine.running])
+    await house.settle()
     gate.set()
     for each in AHEAD:
         await house.core.until_status(each, "cancelled")

@@ -3,6 +3,7 @@
 import asyncio
 import tempfile
 from collections.abc import Awaitable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ wishes = st.one_of(
     st.builds(Resources, gpus=st.integers(1, 3)),
     st.builds(Resources, cpus=st.sampled_from([1.0, 3.0])),
 )
+TAKEN_AHEAD = {"priority": 5, "resources": Resources(), "max_retries": 0, "claimed": True}
 picks = st.integers(0, 10**6)
 steps = st.one_of(
     st.tuples(
@@ -92,6 +94,7 @@ steps = st.one_of(
     st.tuples(st.just("end"), st.tuples(picks, st.sampled_from([0, 0, 0, 1]))),
     st.tuples(st.just("cancel"), picks),
     st.tuples(st.just("kill"), st.none()),
+    st.tuples(st.just("in_vain"), st.tuples(st.integers(1, 6), st.sampled_from([0.0, MOMENT]))),
 )
 
 
@@ -133,10 +136,34 @@ class Stream:
         self.executor.store = self.core.store._store
         await self.core.start()
 
+    async def in_vain(self, what: tuple[int, float]) -> None:
+        """Some are taken ahead, and all that can go back after a while do."""
+        for _ in range(what[0]):
+            await self.submit(TAKEN_AHEAD)
+        await asyncio.sleep(what[1])  # their starts are stored, or just about to be
+        returns = self.core.worker.returns
+        returns.heard("server", takes_back=True)
+        returns._give_back(returns._in_vain())
+
+    async def granted_again(self) -> bool:
+        """What was given back comes again, as from a server that has nobody else."""
+        last = {each.id: each for each in self.given if each.source}
+        for each in last.values():
+            ended = await self.core.get(each)
+            if ended.outcome and ended.outcome.reason is Reason.RELEASED:
+                assert (each.key, 1) not in self.executor.began, "it had begun"
+                again = replace(each, attempt_id=f"a{int(each.attempt_id[1:]) + 1}")
+                self.given.append(again)
+                self.executor.tasks[again.key] = again
+                await self.core.bring(again)
+                return True
+        return False
+
     async def drain(self) -> None:
         """Nothing more comes, and everything that runs ends: everybody has a turn."""
+        unfinished = set(Status) - FINAL
         async with asyncio.timeout(20):
-            while await self.core.store.tasks(set(Status) - FINAL, limit=1):
+            while await self.granted_again() or await self.core.store.tasks(unfinished, limit=1):
                 for run in self.executor.live:
                     run.end(0)
                 await asyncio.sleep(MOMENT)
