@@ -80,7 +80,7 @@ class Source:
             task if task.source == self._name else replace(task, source=self._name)
             for task in claim.tasks
         ]
-        return await self._store.add(tasks, claim.facts)
+        return await self._worker.firsts.store(tasks, claim.facts)
 
     def _trouble_with(self, error: Exception) -> float:
         """Say it if it is new; seconds until the next try."""

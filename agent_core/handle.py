@@ -81,7 +81,7 @@ class Handle:
 
     async def progress(self, key: Key) -> Progress | None:
         runner = self._worker.runner(key)
-        return await runner.progress() if runner else None
+        return await runner.reader.now() if runner and runner.reader else None
 
     async def output(
         self, key: Key, run_no: int, stream: Stream, offset: int, limit: int
@@ -91,7 +91,7 @@ class Handle:
             return None
         if runner.task.status not in {Status.RUNNING, Status.SUSPENDED}:
             return None  # what has begun there is the next run, not on record yet
-        return await runner.output(stream, offset, limit)
+        return await runner.reader.output(stream, offset, limit) if runner.reader else None
 
     async def outbox(
         self,

@@ -43,6 +43,12 @@ class Moves:
         await self._behind.put(change, soon=True, keep=False)
         return after
 
+    def beforehand(self, task: Task, move: Move, **changes: Any) -> Task:
+        """A task that is not stored yet, as it will be stored: after a move without an event."""
+        after, change = self._planned(task, move, None, changes)
+        assert not change.events, "whoever is told of it knows nothing of the task"
+        return after
+
     def happened(
         self,
         task: Task,

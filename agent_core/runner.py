@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from agent_core import endings, progress
 from agent_core import launch as launching
@@ -13,12 +12,12 @@ from agent_core.errors import Conflict, NeverRan
 from agent_core.hooks import Start, reason_of
 from agent_core.lifecycle import Move, Status
 from agent_core.log import about_from_now_on
-from agent_core.models import Launch, Lost, Outcome, Piece, Progress, Reason, Stream, Task
+from agent_core.models import Launch, Lost, Outcome, Reason, Task
 from agent_core.protocols import Execution
 from agent_core.recovery import find_run
 from agent_core.signals import resolve
 from agent_core.watch import Watch, outcome_of
-from agent_core.workbench import Workbench, made_ready
+from agent_core.workbench import Workbench, made_ready, taking
 
 STARTS = 3  # tries to begin, where the executor fails without a reason and nothing began
 
@@ -39,8 +38,9 @@ class Runner:
         freed: Callable[[], None] = lambda: None,
         ending: Callable[[], None] = lambda: None,
         armed: bool = False,
+        stored: "tuple[Launch, Start] | None" = None,
     ) -> None:
-        """`armed`: it has no slot yet, and waits with a stored start until `go`."""
+        """`armed`: without a slot until `go`. `stored`: its start, stored with the task itself."""
         self._course = Course(task, bench.moves, bench.clock, bench.log)
         self._devices = tuple(devices)  # that its slot has for it
         self._freed = freed
@@ -52,10 +52,10 @@ class Runner:
         self._left: asyncio.Future[None] = new()  # the agent leaves
         self._called: asyncio.Future[None] = new()  # that, or a stop
         self._turn: asyncio.Future[None] | None = new() if armed else None
-        self._disarmed = False
-        self._assigning = False  # its start is being stored
+        self._stored = stored
+        self._disarmed = self._assigning = False  # the latter: its start is being stored
         self._begun: asyncio.Future[None] | None = None  # that it runs is stored
-        self._reader: progress.Reader | None = None
+        self.reader: progress.Reader | None = None  # of what a run says; None: nothing ran yet
         self._failures = 0  # starts that an executor failed to answer
         self._try_again = False  # the last of them began nothing
 
@@ -95,19 +95,11 @@ class Runner:
         resolve(self._called)
         self.go()
 
-    async def progress(self) -> Progress | None:
-        """How far the run says it is; read at most once a second. None if nothing runs."""
-        return await self._reader.now() if self._reader else None
-
-    async def output(self, stream: Stream, offset: int, limit: int) -> Piece | None:
-        """What the run has printed from there on; None if nothing runs."""
-        return await self._reader.output(stream, offset, limit) if self._reader else None
-
     async def run(self) -> None:
         """A new start, or the one that was stored before the agent was restarted."""
         if self.task.status is Status.PREEMPTED:
             await self._course.make(Move.RETURN)
-        elif self.task.status is not Status.PENDING:
+        elif self.task.status is not Status.PENDING and not self._stored:
             launch = launching.recall(self.task, self._bench.runs_dir)
             await self._find_again(launch, why="the agent was restarted")
         else:
@@ -126,28 +118,33 @@ class Runner:
         """Judge once more, store the start, then begin it."""
         self._try_again = False
         now = Instant.now(self._bench.clock)
-        ready = await made_ready(self._bench, self.task, now, self._devices)
+        stored, self._stored = self._stored, None
+        ready = stored or await made_ready(self._bench, self.task, now, self._devices)
         if isinstance(ready, Outcome):
             if not self._called.done():
                 await self._course.make(Move.REFUSE, outcome=ready)
             return
         launch, start = ready
-        changes: dict[str, Any] = {"executor": start.plugin, "handle": {}, "assigned_at": now}
-        if self._devices != self.task.devices:
-            changes["devices"] = self._devices
         try:
-            if self._turn and not self._bench.hooks.finds_again(start.plugin):
-                await self._turn  # after a crash nobody would know that it never began
-            if self._called.done() or self._disarmed:
+            if not stored and not await self._assigned(launch, start, now):
                 return
-            self._assigning = True
-            soon = self._turn is None or self._turn.done()
-            await self._course.make(Move.ASSIGN, soon=soon, start_id=launch.start_id, **changes)
-            self._assigning = False
             if await self._has_room(launch):
                 await self._execute(launch, start)
         finally:
             start.drop()
+
+    async def _assigned(self, launch: Launch, start: Start, now: Instant) -> bool:
+        """Store the start. False if it is not wanted any more."""
+        if self._turn and not self._bench.hooks.finds_again(start.plugin):
+            await self._turn  # after a crash nobody would know that it never began
+        if self._called.done() or self._disarmed:
+            return False
+        self._assigning = True
+        soon = self._turn is None or self._turn.done()
+        changes = taking(self.task, launch, start, now, self._devices)
+        await self._course.make(Move.ASSIGN, soon=soon, **changes)
+        self._assigning = False
+        return True
 
     async def _has_room(self, launch: Launch) -> bool:
         """Make its room and wait for its slot. False if it does not begin."""
@@ -255,7 +252,7 @@ class Runner:
         about_from_now_on(run=launch.run_no)
         backoff = self._bench.backoff()
         while True:
-            self._reader = progress.Reader(launch.progress, execution, self._bench.clock)
+            self.reader = progress.Reader(launch.progress, execution, self._bench.clock)
             try:
                 outcome = await self._outcome(execution)
                 break

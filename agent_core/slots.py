@@ -7,9 +7,10 @@ from typing import Any
 from agent_core import recovery
 from agent_core.endings import Stop
 from agent_core.errors import Conflict
+from agent_core.hooks import Start
 from agent_core.log import about, get
 from agent_core.machine import Machine
-from agent_core.models import Key, Task
+from agent_core.models import Key, Launch, Task
 from agent_core.protocols import Store
 from agent_core.runner import Runner
 from agent_core.workbench import Workbench
@@ -85,6 +86,11 @@ class Slots:
         self._armed.add(task.key)
         self._drive_on(task, (), armed=True)
 
+    def arm_stored(self, task: Task, stored: "tuple[Launch, Start]") -> None:
+        """Likewise, where its start was stored together with the task."""
+        self._armed.add(task.key)
+        self._drive_on(task, (), armed=True, stored=stored)
+
     def disarm(self, key: Key) -> None:
         """It gives its start back; `ended` tells when it waits again."""
         self._armed.discard(key)
@@ -100,7 +106,14 @@ class Slots:
         self._runners[key].stop(stop)
         self.machine.ending(key)
 
-    def _drive_on(self, task: Task, devices: Sequence[str], *, armed: bool = False) -> None:
+    def _drive_on(
+        self,
+        task: Task,
+        devices: Sequence[str],
+        *,
+        armed: bool = False,
+        stored: "tuple[Launch, Start] | None" = None,
+    ) -> None:
         key = task.key
         runner = Runner(
             self._bench,
@@ -109,6 +122,7 @@ class Slots:
             freed=lambda: self._free(key),
             ending=lambda: self.machine.ending(key),
             armed=armed,
+            stored=stored,
         )
         self._runners[key] = runner
         self.in_background(self._drive(runner), f"runner {task.id}")

@@ -90,6 +90,17 @@ async def judge(bench: Workbench, task: Task) -> Outcome | None:
     return refusal
 
 
+def taking(
+    task: Task, launch: Launch, start: Start, now: Instant, devices: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What storing this start changes of the task."""
+    changes: dict[str, Any] = {"start_id": launch.start_id, "executor": start.plugin}
+    changes |= {"handle": {}, "assigned_at": now}
+    if tuple(devices) != task.devices:
+        changes["devices"] = tuple(devices)
+    return changes
+
+
 async def made_ready(
     bench: Workbench, task: Task, now: Instant, devices: Sequence[str] = ()
 ) -> tuple[Launch, Start] | Outcome:

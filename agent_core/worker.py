@@ -10,6 +10,7 @@ from agent_core.dependencies import Dependencies, Ends, held_back
 from agent_core.endings import Stop
 from agent_core.errors import Conflict, StoreError
 from agent_core.feed import Feed
+from agent_core.firsts import Firsts
 from agent_core.lifecycle import FINAL, Move, Status
 from agent_core.log import get
 from agent_core.models import Key, Lease, Outcome, Reason, Task
@@ -32,14 +33,13 @@ class Worker:
         self.waiting = Waiting(scheduler, Feed(store, bench.clock), bench.machine.could_run)
         self.slots = Slots(bench, store, bench.machine, self._freed, self._ended)
         self.demands = Demands(bench.machine, self.waiting, bench.clock)
-        self.dependencies = Dependencies(
-            store,
-            bench.clock,
-            Ends(met=self._due, failed=self._refuse, backoff=bench.backoff),
-        )
+        ends = Ends(met=self._due, failed=self._refuse, backoff=bench.backoff)
+        self.dependencies = Dependencies(store, bench.clock, ends)
         self._turns = Turns(bench, self.waiting, self.slots, ahead)
         self._held: dict[Key, Task] = {}  # every task in memory that is not final
         self.returns = Returns(bench, self.waiting, self.slots, self._held, self._end)
+        self.firsts = Firsts(bench, store, self.waiting, self.slots, self._held)
+        self.firsts.closed = not ahead
         self._turning: asyncio.Handle | None = None
         self._come = True  # more waits than at the last turn
         self._bench = bench
@@ -92,7 +92,7 @@ class Worker:
                 await self.cancel(older, code=Code.ATTEMPT_LOST, reason=attempts.LOST)
             except StoreError as error:  # whoever granted the task anew says it again
                 self._log.error("an end cannot be saved now", task=older.task_id, why=str(error))
-        for task in tasks:
+        for task in [task for task in tasks if not await self.firsts.admit(task)]:
             try:
                 refusal = await judge(self._bench, task)
                 if refusal and task.key in self._held:
@@ -106,6 +106,7 @@ class Worker:
 
     async def cancel(self, key: Key, *, code: int, reason: str) -> bool:
         """End a task wherever it stands. False if it is final, unknown, or left to run on."""
+        await self.firsts.known(key)
         stop = Stop(reason=Reason.CANCELLED, code=code, words=reason)
         task = self._held.get(key) or await self._store.get(key)
         while task and task.status not in FINAL:
@@ -294,4 +295,4 @@ class Worker:
     def _close(self) -> None:
         self._leaving = True
         self.demands.close()
-        self.returns.closed = True
+        self.returns.closed = self.firsts.closed = True

@@ -790,16 +790,16 @@ async def test_progress_is_read_from_the_file_at_most_once_a_second(tmp_path: Pa
     clock = TurnedClock()
     core = await Core.open(tmp_path, clock)
     runner, job = await begin(core)
-    assert await runner.progress() is None, "nothing runs yet"
+    assert runner.reader is None, "nothing runs yet"
     run = await core.executor.next_run()
     await core.until_status(task(), "running")
     file = Path(run.launch.progress)
     file.write_text("10 loading\n")
-    assert await runner.progress() == Progress(percent=10, message="loading")
+    assert await runner.reader.now() == Progress(percent=10, message="loading")
     file.write_text("20 training\n")
-    assert await runner.progress() == Progress(percent=10, message="loading")
+    assert await runner.reader.now() == Progress(percent=10, message="loading")
     await clock.advance(1)
-    assert await runner.progress() == Progress(percent=20, message="training")
+    assert await runner.reader.now() == Progress(percent=20, message="training")
     run.end()
     await within(job)
     await core.close()
@@ -809,7 +809,7 @@ async def test_without_words_of_its_own_the_last_line_of_output_is_the_message(c
     runner, job, run = await started(core)
     Path(run.launch.progress).write_text("30\n")
     run.printed = b"epoch 1\nepoch 2\n"
-    assert await runner.progress() == Progress(percent=30, message="epoch 2")
+    assert await runner.reader.now() == Progress(percent=30, message="epoch 2")
     run.end()
     await within(job)
 
@@ -818,14 +818,14 @@ async def test_output_that_cannot_be_read_hides_no_percent(core: Core) -> None:
     runner, job, run = await started(core)
     Path(run.launch.progress).write_text("30\n")
     run.fail("tail", OSError("link broken"))
-    assert await runner.progress() == Progress(percent=30)
+    assert await runner.reader.now() == Progress(percent=30)
     run.end()
     await within(job)
 
 
 async def test_a_run_without_progress_and_output_invents_none(core: Core) -> None:
     runner, job, run = await started(core)
-    assert await runner.progress() == Progress()
+    assert await runner.reader.now() == Progress()
     run.end()
     await within(job)
 
@@ -871,7 +871,7 @@ async def test_a_process_says_how_far_it_is_and_is_ended_with_its_children(tmp_p
     await core.until_status(task(), "running")
     progress = Path(core.bench.runs_dir, f"{runner.task.start_id}.progress")
     await until(lambda: progress.exists() and progress.stat().st_size > 0)
-    assert await runner.progress() == Progress(percent=42, message="waiting")
+    assert await runner.reader.now() == Progress(percent=42, message="waiting")
     runner.stop(CANCEL)
     await within(job)
     cancelled = await core.get(task())
