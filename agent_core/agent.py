@@ -118,7 +118,7 @@ class Agent:
             serving += [_named(f"serve {name}", job) for name, job in hooks.serving(handle)]
             self._log.info("ready", agent=state.agent_id, machine=state.machine_id)
             claims = [
-                _named(f"claim {name}", Source(name, bench, store, worker).run(handle.stopping))
+                _named(f"claim {name}", Source(name, bench, worker).run(handle.stopping))
                 for name in hooks.sources
             ]
             jobs += [_named("worker", worker.run()), _named("survey", survey.run()), *claims]

@@ -9,7 +9,6 @@ from agent_core.errors import StoreError, Unreachable
 from agent_core.hooks import reason_of
 from agent_core.log import get
 from agent_core.models import Claim, Demand, Task
-from agent_core.protocols import Store
 from agent_core.workbench import Workbench
 from agent_core.worker import Worker
 
@@ -20,10 +19,9 @@ FULL_AGAIN = 30.0  # seconds; likewise, where nothing could be taken and that do
 class Source:
     """Asks one plugin for as much as there is room for, and stores what it brings."""
 
-    def __init__(self, name: str, bench: Workbench, store: Store, worker: Worker) -> None:
+    def __init__(self, name: str, bench: Workbench, worker: Worker) -> None:
         self._name = name
         self._bench = bench
-        self._store = store
         self._worker = worker
         self._backoff = bench.backoff()
         self._trouble = ""  # said once a change

@@ -48,7 +48,7 @@ class House:
         self.job: asyncio.Task[None] | None = None
 
     def run(self, name: str = "work") -> "asyncio.Task[None]":
-        source = Source(name, self.core.bench, self.core.store, self.core.worker)
+        source = Source(name, self.core.bench, self.core.worker)
         self.job = asyncio.create_task(source.run(self.stopping))
         return self.job
 
