@@ -1,9 +1,9 @@
 """Has the starts of the next tasks stored while no slot is free: a free one begins at once."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from agent_core import attempts
-from agent_core.api.resources import Free
 from agent_core.models import Key, Task
 from agent_core.slots import Slots
 from agent_core.waiting import Waiting
@@ -16,6 +16,10 @@ class Arming:
     They stay in line as they were, so that the scheduler alone says who is next. One that others
     have overtaken gives its start back, where more would be armed than `ahead`. A task that asks
     for resources is not armed: what it gets is chosen when it begins.
+
+    Those armed who come next are *handed over*, if their executor can begin them by itself where a
+    run ends: in their order, and as far as nobody stands between who is not armed. They are taken
+    back for whoever is more urgent; among equals an order that was handed over stays.
     """
 
     def __init__(self, bench: Workbench, waiting: Waiting, slots: Slots, ahead: int) -> None:
@@ -24,29 +28,89 @@ class Arming:
         self._slots = slots
         self._ahead = ahead  # starts at most that are stored so; 0: none
         self._overtaken = False  # somebody who was not armed began
+        self._order: list[Key] = []  # who comes next
+        self._ready: set[Key] = set()  # stored, and could be handed over
+        self._handed: dict[Key, int] = {}  # in their order, with their priorities
+        self._coming_back: set[Key] = set()  # nobody is handed over meanwhile
+        slots.ready = self._now_ready
 
     def begins(self, key: Key) -> None:
         """This one is given a slot."""
-        if key not in self._slots.armed:
+        if key not in self._slots.armed and key not in self._handed:
             self._overtaken = True
+        self._ready.discard(key)
+        self._handed.pop(key, None)
 
-    def look(self, held: Mapping[Key, Task]) -> None:
+    def look(self, held: Mapping[Key, Task], *, come: bool) -> None:
         """Arm who comes next: some at a time, or when somebody was overtaken, not at each turn."""
         if not self._ahead or not self._waiting.in_line or self._bench.machine.free_slots:
             return
-        if self._overtaken or len(self._slots.armed) <= self._ahead // 2:
+        few = len(self._slots.armed) <= self._ahead // 2
+        if few or self._overtaken or (come and self._more_urgent()):
             self._overtaken = False
             self._arm(held)
 
+    def _more_urgent(self) -> bool:
+        """Does somebody wait who should begin before one that was handed over?"""
+        self._handed = {key: each for key, each in self._handed.items() if key in self._waiting}
+        if not self._handed:
+            return False
+        least = max(self._handed.values())
+        handed = sum(priority < least for priority in self._handed.values())
+        return self._waiting.as_urgent_as(least - 1) > handed
+
     def _arm(self, held: Mapping[Key, Task]) -> None:
-        running = self._bench.machine.running
-        plan = self._waiting.plan(running, Free(slots=self._ahead))
-        following = [task for task in plan.start[: self._ahead] if not task.resources]
-        for key in self._slots.armed - {task.key for task in following}:
+        machine = self._bench.machine
+        plan = self._waiting.plan(machine.running, replace(machine.free, slots=self._ahead))
+        following = plan.start[: self._ahead]
+        plain = [task for task in following if not task.resources]
+        for key in self._slots.armed - {task.key for task in plain}:
             self._waiting.remove(key)  # when its start is given back it waits again
+            self._forget(key)
             self._slots.disarm(key)
-        for task in following:
+        others = [task for task in following if task.key not in self._handed]
+        self._take_back({task.priority for task in others})
+        self._order = [*self._handed, *(each.key for each in following)]
+        for task in plain:
             if task.key in self._slots.armed or self._bench.leases.over(task):
                 continue
             if not attempts.one_runs(task, self._slots.tasks):
                 self._slots.arm(held[task.key])
+        self._hand_over()
+
+    # --- handed over
+
+    def _now_ready(self, key: Key) -> None:
+        """Its start is stored, its room is made, and its executor could begin it by itself."""
+        self._ready.add(key)
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        """As many as come next without anybody between them."""
+        if self._coming_back or self._bench.machine.free_slots:
+            return
+        for key in self._order:
+            if key in self._handed or key not in self._waiting:
+                continue
+            runner = self._slots.runner(key)
+            if key not in self._ready or key not in self._slots.armed or runner is None:
+                break
+            if attempts.one_runs(runner.task, self._slots.tasks) or not self._slots.hand_over(key):
+                break
+            self._handed[key] = runner.task.priority
+
+    def _take_back(self, waiting: set[int]) -> None:
+        """Those that are less urgent than somebody who waits and was not handed over."""
+        for key, priority in tuple(self._handed.items()):
+            if waiting and priority > min(waiting):
+                del self._handed[key]
+                self._coming_back.add(key)
+                self._slots.take_back(key, lambda key=key: self._back(key))  # type: ignore[misc]
+
+    def _back(self, key: Key) -> None:
+        self._coming_back.discard(key)
+        self._hand_over()
+
+    def _forget(self, key: Key) -> None:
+        self._ready.discard(key)
+        self._handed.pop(key, None)

@@ -10,6 +10,8 @@ from agent_core.log import get
 from agent_core.models import Key, Lease, Task
 from agent_core.protocols import Held, Store
 
+FOR_EVER = 1e9  # seconds
+
 
 class Leases:
     """Renewals live in memory: after a restart the first thing said to a server is renew.
@@ -34,6 +36,12 @@ class Leases:
         if lease is None or lease.stop_after is None:
             return math.inf
         return lease.stop_after - lease.until.age(self._clock) - needed
+
+    def until(self, task: Task) -> float:
+        """The boot time from which on no run may begin without a renewal."""
+        lease = self.of(task)
+        now = self._clock.boottime()
+        return now + FOR_EVER if lease is None else now - lease.until.age(self._clock)
 
     def over(self, task: Task) -> bool:
         """No run may begin now."""

@@ -96,6 +96,10 @@ class Machine:
         if task.resources:
             self._asking[task.key] = task.resources
 
+    def holds(self, key: Key) -> bool:
+        """It has a slot."""
+        return key in self._running
+
     def ending(self, key: Key) -> None:
         """It was told to end: its room is coming."""
         if running := self._running.get(key):

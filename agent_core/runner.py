@@ -13,6 +13,7 @@ from agent_core.hooks import Start, reason_of
 from agent_core.lifecycle import Move, Status
 from agent_core.log import about_from_now_on
 from agent_core.models import Launch, Lost, Outcome, Reason, Task
+from agent_core.place import Place
 from agent_core.protocols import Execution
 from agent_core.recovery import find_run
 from agent_core.signals import resolve
@@ -37,10 +38,10 @@ class Runner:
         *,
         freed: Callable[[], None] = lambda: None,
         ending: Callable[[], None] = lambda: None,
-        armed: bool = False,
+        place: Place | None = None,
         stored: "tuple[Launch, Start] | None" = None,
     ) -> None:
-        """`armed`: without a slot until `go`. `stored`: its start, stored with the task itself."""
+        """`place`: where it has no slot yet. `stored`: its start, stored with the task itself."""
         self._course = Course(task, bench.moves, bench.clock, bench.log)
         self._devices = tuple(devices)  # that its slot has for it
         self._freed = freed
@@ -51,9 +52,9 @@ class Runner:
         new = asyncio.get_running_loop().create_future  # an event's wait would cost a task a run
         self._left: asyncio.Future[None] = new()  # the agent leaves
         self._called: asyncio.Future[None] = new()  # that, or a stop
-        self._turn: asyncio.Future[None] | None = new() if armed else None
+        self.place = place or Place()
         self._stored = stored
-        self._disarmed = self._assigning = False  # the latter: its start is being stored
+        self._assigning = False  # its start is being stored
         self._begun: asyncio.Future[None] | None = None  # that it runs is stored
         self.reader: progress.Reader | None = None  # of what a run says; None: nothing ran yet
         self._failures = 0  # starts that an executor failed to answer
@@ -66,16 +67,9 @@ class Runner:
 
     def go(self) -> None:
         """It has a slot now."""
-        if self._turn:
-            resolve(self._turn)
-            if self._assigning:
-                self._bench.moves.hurry()
-
-    def disarm(self) -> None:
-        """Take its start back, unless it has a slot by now."""
-        if self._turn and not self._turn.done():
-            self._disarmed = True
-            self._turn.set_result(None)
+        self.place.give()
+        if self._assigning:
+            self._bench.moves.hurry()
 
     def stop(self, stop: Stop) -> None:
         """End the run for this reason; the first one counts, but a cancel outlasts a preemption."""
@@ -128,25 +122,25 @@ class Runner:
         try:
             if not stored and not await self._assigned(launch, start, now):
                 return
-            if await self._has_room(launch):
+            if await self._has_room(launch, start):
                 await self._execute(launch, start)
         finally:
             start.drop()
 
     async def _assigned(self, launch: Launch, start: Start, now: Instant) -> bool:
         """Store the start. False if it is not wanted any more."""
-        if self._turn and not self._bench.hooks.finds_again(start.plugin):
-            await self._turn  # after a crash nobody would know that it never began
-        if self._called.done() or self._disarmed:
+        if not self._bench.hooks.finds_again(start.plugin):
+            await self.place.reached()  # after a crash nobody would know that it never began
+        if self._called.done() or self.place.given_back:
             return False
         self._assigning = True
-        soon = self._turn is None or self._turn.done()
+        soon = self.place.there
         changes = taking(self.task, launch, start, now, self._devices)
         await self._course.make(Move.ASSIGN, soon=soon, **changes)
         self._assigning = False
         return True
 
-    async def _has_room(self, launch: Launch) -> bool:
+    async def _has_room(self, launch: Launch, start: Start) -> bool:
         """Make its room and wait for its slot. False if it does not begin."""
         if not self._may_begin:
             await self._unbegun(launch)
@@ -157,16 +151,16 @@ class Runner:
             words = f"the private directory of the run cannot be made: {error}"
             await self._never_ran(launch, NeverRan(words, passing=True))
             return False
-        if self._turn and not self._turn.done():
-            await self._turn
-        begins = self._may_begin
+        await self.place.reached(start)
+        begins = self._may_begin or not await self.place.taken_back()
         if not begins:
             await self._unbegun(launch)
         return begins
 
     @property
     def _may_begin(self) -> bool:
-        return not (self._called.done() or self._disarmed or self._bench.leases.over(self.task))
+        held_up = self.place.given_back or self._bench.leases.over(self.task)
+        return not (self._called.done() or held_up)
 
     async def _execute(self, launch: Launch, start: Start) -> None:
         """From a stored start to a run in progress, or to the reason why there is none."""

@@ -11,6 +11,7 @@ from agent_core.hooks import Start
 from agent_core.log import about, get
 from agent_core.machine import Machine
 from agent_core.models import Key, Launch, Task
+from agent_core.place import Place
 from agent_core.protocols import Store
 from agent_core.runner import Runner
 from agent_core.workbench import Workbench
@@ -38,6 +39,9 @@ class Slots:
         self._store = store
         self._freed = freed
         self._ended = ended
+        # Who is armed can be handed over; and it began by itself.
+        self.ready: Callable[[Key], None] = lambda key: None
+        self.followed: Callable[[Key], None] = lambda key: None
         self._runners: dict[Key, Runner] = {}
         self._armed: set[Key] = set()  # whose start is stored, or soon, and that have no slot
         self._background: set[asyncio.Task[None]] = set()
@@ -84,17 +88,49 @@ class Slots:
     def arm(self, task: Task) -> None:
         """Have its start stored; it begins as soon as it is given a slot."""
         self._armed.add(task.key)
-        self._drive_on(task, (), armed=True)
+        self._drive_on(task, (), place=self._place(task))
 
     def arm_stored(self, task: Task, stored: "tuple[Launch, Start]") -> None:
         """Likewise, where its start was stored together with the task."""
         self._armed.add(task.key)
-        self._drive_on(task, (), armed=True, stored=stored)
+        self._drive_on(task, (), place=self._place(task), stored=stored)
+
+    def _place(self, task: Task) -> Place:
+        key = task.key
+        return Place(
+            waits=True,
+            ready=lambda: self.ready(key),
+            follows=lambda: self._followed(task),
+        )
+
+    def _followed(self, task: Task) -> None:
+        """Its executor began it where another had ended, whose slot it has now."""
+        if self.machine.holds(task.key):
+            return
+        self.machine.take(task)
+        self._armed.discard(task.key)
+        self._runners[task.key].go()
+        self.followed(task.key)
+
+    def hand_over(self, key: Key) -> bool:
+        """Let the executor begin it where another ends. False if it cannot now."""
+        runner = self._runners[key]
+        return runner.place.hand_over(self._bench.leases.until(runner.task))
+
+    def take_back(self, key: Key, then: Callable[[], None]) -> None:
+        """Have it not begin by itself any more; `then` is called, also if it did."""
+
+        async def take_back(place: Place) -> None:
+            await place.taken_back()
+            then()
+
+        name = f"take back {key.task_id}"
+        self.in_background(take_back(self._runners[key].place), name)
 
     def disarm(self, key: Key) -> None:
         """It gives its start back; `ended` tells when it waits again."""
         self._armed.discard(key)
-        self._runners[key].disarm()
+        self._runners[key].place.give_back()
 
     def resume(self, task: Task) -> None:
         """It has a start already: it keeps its slot and its devices, whatever else is taken."""
@@ -111,7 +147,7 @@ class Slots:
         task: Task,
         devices: Sequence[str],
         *,
-        armed: bool = False,
+        place: Place | None = None,
         stored: "tuple[Launch, Start] | None" = None,
     ) -> None:
         key = task.key
@@ -121,7 +157,7 @@ class Slots:
             devices,
             freed=lambda: self._free(key),
             ending=lambda: self.machine.ending(key),
-            armed=armed,
+            place=place,
             stored=stored,
         )
         self._runners[key] = runner

@@ -20,6 +20,12 @@ class Turns:
         self._slots = slots
         self._arming = Arming(bench, waiting, slots, ahead)
         self._log = get("worker")
+        slots.followed = self._followed
+
+    def _followed(self, key: Key) -> None:
+        """Its executor began it by itself, where another run has ended."""
+        self._waiting.remove(key)
+        self._arming.begins(key)
 
     def take(self, held: Mapping[Key, Task], *, come: bool) -> None:
         """Let begin what can, and arm what comes next; `held` has each task as it stands.
@@ -27,11 +33,12 @@ class Turns:
         `come`: more waits than at the last turn; else only slots may have become free.
         """
         self._fill(held, come)
-        self._arming.look(held)
+        self._arming.look(held, come=come)
 
     def _fill(self, held: Mapping[Key, Task], come: bool) -> None:
+        """A slot that is free makes nobody make room: only who has come since does."""
         machine = self._bench.machine
-        while self._waiting.in_line:
+        while self._waiting.in_line and (come or machine.free_slots):
             free = machine.free
             plan = self._waiting.plan(machine.running, free)
             if free.slots == 0:
@@ -41,8 +48,6 @@ class Turns:
                 break
             for each in chosen:
                 self._begin(held[each.key], plan.devices.get(each.key, ()))
-            if not come and not machine.free_slots:
-                break  # who is free makes nobody else make room
 
     def _begin(self, task: Task, devices: Sequence[str]) -> None:
         """In a slot that is free, unless it may not begin now."""

@@ -57,6 +57,7 @@ class Link(asyncio.BufferedProtocol):
         self._signals: dict[int, asyncio.Future[bool]] = {}
         self._hearers: dict[str, list[Hear]] = {}
         self._forgotten: list[str] = []
+        self._began: dict[str, Callable[[], None]] = {}
         self._outgoing: list[bytes] = []
         self._flushing: asyncio.Handle | None = None
         self._letting_go: asyncio.TimerHandle | None = None
@@ -75,16 +76,30 @@ class Link(asyncio.BufferedProtocol):
         """
         return await self.ask(start_id, request)
 
-    def ask(self, start_id: str, request: bytes) -> "asyncio.Future[Line]":
-        """`start`, with the answer as a future: it may be asked ahead of its time."""
+    def ask(
+        self, start_id: str, request: bytes, began: Callable[[], None] | None = None
+    ) -> "asyncio.Future[Line]":
+        """`start`, with the answer as a future: it may be asked ahead of its time.
+
+        `began` is called, unless `say` was, before the end of the run is told in whose place it
+        began by itself.
+        """
         self._send(request)
+        if began:
+            self._began[start_id] = began
         self.unanswered.add(start_id)
         answer = self._starts[start_id] = self._loop.create_future()
         return answer
 
+    def waits(self, start_id: str) -> bool:
+        """It was asked for ahead of its time, and nothing was heard of it."""
+        return start_id in self._began
+
     def say(self, what: str, start_id: str) -> None:
         """`begin` or `recall` what was asked for ahead; `ask`'s future tells what became of it."""
         self._send(encode({"t": what, "s": start_id}))
+        if what == "begin":
+            self._began.pop(start_id, None)
 
     async def signal(self, start_id: str, signum: int, mark: str = "") -> bool:
         """Signal a run's tree. False if its main process had ended by itself. Raises LinkLost.
@@ -216,6 +231,8 @@ class Link(asyncio.BufferedProtocol):
     def _take(self, line: Line) -> None:
         kind = line["t"]
         if kind == "end":
+            if "next" in line:
+                self._say_begun(line["next"])
             run = self.runs.get(line["s"])
             if run is not None:
                 run.end = line["end"]
@@ -223,6 +240,8 @@ class Link(asyncio.BufferedProtocol):
         elif kind in ("started", "never", "recalled"):
             if kind == "started":
                 self.runs.setdefault(line["s"], self._known(line))
+                self._say_begun(line["s"])
+            self._began.pop(line["s"], None)
             self.unanswered.discard(line["s"])
             _resolve(self._starts.pop(line["s"], None), line)
         elif kind == "signalled":
@@ -234,6 +253,10 @@ class Link(asyncio.BufferedProtocol):
             for facts in line["runs"]:
                 self.runs[facts["s"]] = self._known(facts)
             _resolve(self._hello, line)
+
+    def _say_begun(self, start_id: str) -> None:
+        if began := self._began.pop(start_id, None):
+            began()
 
     def _known(self, facts: Line) -> Known:
         return Known(

@@ -99,17 +99,11 @@ class Start(Ahead):
             return False
         try:
             request = self._starter.request(self._launch, until=until)
-            answer = link.ask(self._launch.start_id, request)
+            self._answer = link.ask(self._launch.start_id, request, self._say_that_it_began)
         except (LinkLost, NeverRan):  # whoever awaits it is told
             return False
-        self._link, self._answer, self._began = link, answer, began
-        answer.add_done_callback(self._heard)
+        self._link, self._began = link, began
         return True
-
-    def _heard(self, answer: "asyncio.Future[Line]") -> None:
-        told = self._answer is answer and not answer.cancelled() and answer.exception() is None
-        if told and answer.result()["t"] == "started":
-            self._say_that_it_began()
 
     def _say_that_it_began(self) -> None:
         began, self._began = self._began, None
@@ -166,7 +160,7 @@ class Start(Ahead):
         self._link = self._answer = self._began = None
         if link is None or answer is None:
             return None
-        if not answer.done():
+        if not answer.done() and link.waits(self._launch.start_id):
             link.say("begin", self._launch.start_id)
         line = await asyncio.shield(answer)
         if line["t"] == "never" and line["stage"] == "fifo":

@@ -256,12 +256,14 @@ class Runs:
         if self._young.pop(run.start_id, None):
             self._tell(run.started(), False)
         run.owed = False
-        soon = True
+        then = ""
         try:
             waiting = self._ahead.next() if run.passes else None
-            soon = not (waiting and self.start(*waiting)) or self._ahead.short()
+            if waiting and self.start(*waiting):
+                then = f',"next":"{waiting[0]["s"]}"'
         finally:
-            self._tell(f'"t":"end","s":"{run.start_id}","end":{{{run.end}}}', soon)
+            soon = not then or self._ahead.short()
+            self._tell(f'"t":"end","s":"{run.start_id}","end":{{{run.end}}}{then}', soon)
 
     def _look_for_strays(self) -> bool:
         """Adopted children: are there any?"""
