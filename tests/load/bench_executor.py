@@ -1,11 +1,15 @@
-"""The subprocess executor alone against xargs, by hand: `python tests/load/bench_executor.py [N]`.
+"""The subprocess executor alone against xargs, by hand.
+
+    python tests/load/bench_executor.py [RUNS] [AHEAD]
 
 N × /bin/true with 2, 4 and 8 in flight, each beside `xargs -P` in the same minute: the ratio of
 both, CPU of agent and supervisor a run (the figure to trust on a machine that others use), wakeups
-of the supervisor a run, and its memory. The agent's figure holds the making of each launch.
+of the supervisor a run, and its memory. The agent's figure holds the making of each launch. AHEAD
+starts are handed over ahead of their slots, and each begins when a run before it has ended.
 """
 
 import asyncio
+import math
 import os
 import resource
 import shutil
@@ -14,12 +18,13 @@ import sys
 import tempfile
 import time
 import uuid
+from functools import partial
 from pathlib import Path
 
 import psutil
 import structlog
 
-from agent_core import Instant, Key, Launch, PluginContext
+from agent_core import Ahead, Instant, Key, Launch, PluginContext
 from agent_core.clock import SystemClock
 from agent_core_plugins.subprocess_executor import SubprocessExecutor
 
@@ -63,21 +68,66 @@ def xargs(number: int, in_flight: int) -> tuple[float, float]:
     return number / (time.perf_counter() - begin), spent / number
 
 
-async def one_round(
-    executor: SubprocessExecutor, directory: str, number: int, in_flight: int, pid: int
-) -> str:
-    clock = SystemClock()
+class Line:
+    """Some slots and the starts that wait for them, as the core would treat them."""
 
-    async def slot() -> None:
-        for _ in range(number // in_flight):
-            execution = await executor.execute(launch(directory, clock))  # type: ignore[misc]
-            assert (await execution.wait()).success
-            await execution.forget()
+    def __init__(self, executor: SubprocessExecutor, directory: str, ahead: int) -> None:
+        self._executor = executor
+        self._directory = directory
+        self._clock = SystemClock()
+        self._ahead = ahead
+        self._waiting: list[Ahead] = []  # handed over
+        self._left = self._free = self._runs = 0
+        self._loop = asyncio.get_running_loop()
+        self._looking: asyncio.Handle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
+    async def run(self, number: int, in_flight: int) -> None:
+        self._left, self._free, self._runs = number, in_flight, number
+        self._done = self._loop.create_future()
+        self._fill()
+        await self._done
+
+    def _next(self) -> Ahead:
+        self._left -= 1
+        start = self._executor.execute(launch(self._directory, self._clock))
+        assert isinstance(start, Ahead)
+        return start
+
+    def _fill(self) -> None:
+        self._looking = None
+        while self._free and (self._waiting or self._left):
+            self._begins(self._waiting[0] if self._waiting else self._next())
+        if len(self._waiting) <= self._ahead // 2:
+            while self._left and len(self._waiting) < self._ahead:
+                self._waiting.append(start := self._next())
+                start.hand_over(math.inf, partial(self._begins, start))
+
+    def _begins(self, start: Ahead) -> None:
+        if start in self._waiting:
+            self._waiting.remove(start)
+        self._free -= 1
+        task = self._loop.create_task(self._follow(start))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _follow(self, start: Ahead) -> None:
+        execution = await start
+        assert (await execution.outcome()).success
+        self._free += 1
+        if self._looking is None:
+            self._looking = self._loop.call_soon(self._fill)
+        await execution.forget()
+        self._runs -= 1
+        if not self._runs:
+            self._done.set_result(None)
+
+
+async def one_round(line: Line, number: int, in_flight: int, pid: int) -> str:
     woken = wakeups(pid)
     supervisor, ours = processor(pid), resource.getrusage(resource.RUSAGE_SELF)
     begin = time.perf_counter()
-    await asyncio.gather(*(slot() for _ in range(in_flight)))
+    await line.run(number, in_flight)
     rate = number / (time.perf_counter() - begin)
     used = resource.getrusage(resource.RUSAGE_SELF)
     agent = used.ru_utime + used.ru_stime - ours.ru_utime - ours.ru_stime
@@ -92,7 +142,7 @@ async def one_round(
     )
 
 
-async def main(number: int) -> None:
+async def main(number: int, ahead: int) -> None:
     directory = tempfile.mkdtemp()
     runtime = tempfile.mkdtemp(prefix="rg-", dir="/dev/shm")
     (Path(directory) / "state").mkdir()
@@ -110,9 +160,10 @@ async def main(number: int) -> None:
     await warm.wait()
     pid = executor.supervisor_pid
     assert pid is not None
+    line = Line(executor, directory, ahead)
     for _ in range(ROUNDS):
         for in_flight in IN_FLIGHT:
-            print(await one_round(executor, directory, number, in_flight, pid))
+            print(await one_round(line, number, in_flight, pid))
     status = Path(f"/proc/{pid}/status").read_text()
     print("supervisor", " ".join(status.partition("VmRSS:")[2].split()[:2]))
     executor.close()
@@ -122,4 +173,5 @@ async def main(number: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else 1500))
+    given = [int(each) for each in sys.argv[1:]]
+    asyncio.run(main(given[0] if given else 1500, given[1] if len(given) > 1 else 0))
