@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from agent_control_plane.queue import MOST
 from tests.agent_control_plane.kit import House, Place, open_house
 
 LEASE = 300.0
@@ -111,9 +112,9 @@ async def test_claims_of_the_same_number_at_once_share_their_tasks(house: House)
 
 @pytest.mark.parametrize("limit", [0, 100_000])
 async def test_the_limit_bounds_the_answer(house: House, limit: int) -> None:
-    for _ in range(105):
+    for _ in range(MOST + 5):
         await house.user.submit()
-    assert len(await house.agent().claim(limit)) == min(limit, 100)
+    assert len(await house.agent().claim(limit)) == min(limit, MOST)
 
 
 async def test_every_report_may_come_twice_and_the_second_changes_nothing(house: House) -> None:

@@ -204,7 +204,10 @@ def main() -> int:
         output = root / "logs"
         with output.open("w") as logs, contextlib.redirect_stdout(logs), site_in(root) as site:
             chaos = Chaos(site, seed, server_too=not options.agent_only)
-            wrong = chaos.run(options.tasks)
+            try:
+                wrong = chaos.run(options.tasks)
+            finally:
+                site.show()
         took = time.monotonic() - began
         kills = ", ".join(f"{count} {name}" for name, count in sorted(chaos.kills.items()))
         print(f"seed {seed}: {options.tasks} tasks, {took:.0f} s, killed {kills}", flush=True)
