@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,8 @@ async def test_nothing_begins_by_itself_once_the_agent_is_gone(bench: Bench, mak
     await bench.let_go(first)
     assert (await end(found)).success
     assert isinstance(await other.reattach(second, False), NeverStarted)
+    assert (await end(await begin(other, bench.launch()))).success  # in whose place nobody begins
+    assert (await end(await begin(other, bench.launch()))).success
     assert not bench.began(second)
 
 
@@ -286,6 +289,30 @@ async def test_what_began_under_a_supervisor_that_was_killed_then_is_found(
     execution = await start
     await bench.let_go(second)
     assert (await end(execution)).error.startswith("the supervisor that started it is gone")
+
+
+@pytest.mark.parametrize("awaited", [False, True], ids=["recalled", "awaited"])
+async def test_what_began_and_was_not_heard_of_when_the_link_broke_is_found(
+    bench: Bench, awaited: bool
+) -> None:
+    first, second = bench.launch(gated=True), bench.launch(gated=True)
+    running = await begin(bench.executor, first)
+    start = bench.hand_over(second)
+    link = bench.executor._house.ready
+    assert link is not None
+    await bench.let_go(first)
+    deadline = time.monotonic() + 20
+    while not bench.began(second):  # and this side hears of nothing
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    link.close()
+    if not awaited:
+        assert not await start.recall()
+        assert bench.order == [second.start_id]
+    execution = await start
+    await bench.let_go(second)
+    assert (await end(execution)).success
+    assert (await end(running)).success
 
 
 async def test_without_a_supervisor_at_hand_nothing_is_handed_over(bench: Bench) -> None:
