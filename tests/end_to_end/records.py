@@ -4,9 +4,11 @@ import contextlib
 import os
 import signal
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import psutil
 
 
 class Mark(NamedTuple):
@@ -77,6 +79,19 @@ class AgentFile:
 def marked_processes(text: str) -> list[int]:
     """Processes whose environment or command line holds this text, ours excepted."""
     return [pid for pid, told in _processes() if text.encode() in told]
+
+
+def eldest(pids: Sequence[int]) -> list[int]:
+    """Without those whose parent is one of them: a process that is about to become another one
+    bears its parent's name for a moment.
+    """
+    return [pid for pid in pids if _parent(pid) not in pids]
+
+
+def _parent(pid: int) -> int:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).ppid()
+    return 0
 
 
 def processes_of(task_id: str) -> list[int]:

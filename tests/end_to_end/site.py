@@ -21,6 +21,7 @@ from typing import Any
 from tests.end_to_end.records import (
     AgentFile,
     Mark,
+    eldest,
     end_everything_marked,
     marked_processes,
     marking,
@@ -182,11 +183,13 @@ class Site:
 
     def supervisors(self) -> list[int]:
         """Processes that own the runs of agents of this site."""
-        return [
-            pid
-            for pid in marked_processes(str(self.runtime))
-            if b"/supervisor\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        ]
+        return eldest(
+            [
+                pid
+                for pid in marked_processes(str(self.runtime))
+                if b"/supervisor\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            ]
+        )
 
     def file(self, name: str = "one") -> AgentFile:
         return AgentFile(self.root / f"agent-{name}" / "agent.db")

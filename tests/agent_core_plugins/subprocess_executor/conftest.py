@@ -15,6 +15,7 @@ import structlog
 from agent_core import Clock, PluginContext
 from agent_core.clock import SystemClock
 from agent_core_plugins.subprocess_executor import SubprocessExecutor
+from tests.end_to_end.records import eldest
 
 Make = Callable[..., SubprocessExecutor]
 
@@ -30,7 +31,7 @@ def supervisors(runtime: Path) -> list[int]:
                 continue
             if b"-S" in words and any(word.startswith(bytes(runtime)) for word in words):
                 found.append(int(name))
-    return found
+    return eldest(found)
 
 
 def end_process(pid: int) -> None:
