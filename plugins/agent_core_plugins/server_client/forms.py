@@ -12,7 +12,8 @@ ERROR_LIMIT = 4000  # characters
 SMALLEST_BODY = 64 * 2**10  # bytes: a server that takes no more than this takes nothing
 _USAGE = ("wall_s", "user_s", "system_s", "max_rss_bytes")
 _SILENT = ("error", "error_code", "signal", "usage")  # say nothing by being empty
-_MARKER = re.compile(rb"\n\.\.\.\[truncated, [^\]]{1,40}\]\n")
+_GONE = rb"(?:[0-9]{1,20}|an unknown number of) bytes dropped"
+_MARKER = re.compile(rb"\n\.\.\.\[truncated, " + _GONE + rb"\]\n")  # and nothing that looks like it
 _UNKNOWN = Outcome(reason=Reason.LOST, error="no outcome is on record")
 
 

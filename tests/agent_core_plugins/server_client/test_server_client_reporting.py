@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent_core import Answer, Event, EventKind, Key, Outcome, Reason, Unreachable, Usage
@@ -349,6 +349,7 @@ def test_two_long_outputs_share_the_room() -> None:
 
 
 @given(st.binary(max_size=300), st.integers(0, 400), st.none() | st.integers(0, 50))
+@example(b"\n...[truncated, \x00]\n", 0, 1)
 def test_a_cut_keeps_head_and_tail_and_loses_no_count(
     output: bytes, cap: int, before: int | None
 ) -> None:
