@@ -1,9 +1,10 @@
 """Has the starts of the next tasks stored while no slot is free: a free one begins at once."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
+from itertools import dropwhile
 
-from agent_core import attempts
 from agent_core.models import Key, Task
 from agent_core.slots import Slots
 from agent_core.waiting import Waiting
@@ -20,6 +21,8 @@ class Arming:
     Those armed who come next are *handed over*, if their executor can begin them by itself where a
     run ends: in their order, and as far as nobody stands between who is not armed. They are taken
     back for whoever is more urgent; among equals an order that was handed over stays.
+    Whose lease was renewed or whom its executor has no more is handed over anew, and so are those
+    behind it: else they would overtake it, again and again.
     """
 
     def __init__(self, bench: Workbench, waiting: Waiting, slots: Slots, ahead: int) -> None:
@@ -33,6 +36,8 @@ class Arming:
         self._handed: dict[Key, int] = {}  # in their order, with their priorities
         self._coming_back: set[Key] = set()  # nobody is handed over meanwhile
         slots.ready = self._now_ready
+        slots.lost = self._anew
+        slots.gone = self._forget
 
     def begins(self, key: Key) -> None:
         """This one is given a slot."""
@@ -40,6 +45,13 @@ class Arming:
             self._overtaken = True
         self._ready.discard(key)
         self._handed.pop(key, None)
+
+    def renewed(self, key: Key) -> None:
+        """Its lease ends later than its executor knows, if that has it."""
+        if key in self._handed:
+            self._anew(key)
+        elif key in self._slots.armed:
+            self._overtaken = True  # maybe, as long as its lease was over
 
     def look(self, held: Mapping[Key, Task], *, come: bool) -> None:
         """Arm who comes next: some at a time, or when somebody was overtaken, not at each turn."""
@@ -69,12 +81,14 @@ class Arming:
             self._forget(key)
             self._slots.disarm(key)
         others = [task for task in following if task.key not in self._handed]
-        self._take_back({task.priority for task in others})
+        if others:
+            urgent = min(task.priority for task in others)
+            self._take_back([key for key, each in self._handed.items() if each > urgent])
         self._order = [*self._handed, *(each.key for each in following)]
         for task in plain:
             if task.key in self._slots.armed or self._bench.leases.over(task):
                 continue
-            if not attempts.one_runs(task, self._slots.tasks):
+            if not self._slots.another_attempt(task):
                 self._slots.arm(held[task.key])
         self._hand_over()
 
@@ -95,17 +109,22 @@ class Arming:
             runner = self._slots.runner(key)
             if key not in self._ready or key not in self._slots.armed or runner is None:
                 break
-            if attempts.one_runs(runner.task, self._slots.tasks) or not self._slots.hand_over(key):
+            if self._bench.leases.over(runner.task):
+                continue
+            if self._slots.another_attempt(runner.task) or not self._slots.hand_over(key):
                 break
             self._handed[key] = runner.task.priority
 
-    def _take_back(self, waiting: set[int]) -> None:
-        """Those that are less urgent than somebody who waits and was not handed over."""
-        for key, priority in tuple(self._handed.items()):
-            if waiting and priority > min(waiting):
-                del self._handed[key]
-                self._coming_back.add(key)
-                self._slots.take_back(key, lambda key=key: self._back(key))  # type: ignore[misc]
+    def _anew(self, key: Key) -> None:
+        """It is handed over again, and those behind it."""
+        if key in self._handed:
+            self._take_back(list(dropwhile(lambda each: each != key, self._handed)))
+
+    def _take_back(self, keys: Iterable[Key]) -> None:
+        for key in keys:
+            del self._handed[key]
+            self._coming_back.add(key)
+            self._slots.take_back(key, partial(self._back, key))
 
     def _back(self, key: Key) -> None:
         self._coming_back.discard(key)

@@ -1,6 +1,6 @@
 """Attempts at one task: an agent that is granted it anew never runs two of them at once."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from agent_core.models import Key, Task
 
@@ -13,6 +13,8 @@ def replaced(held: Mapping[Key, Task], fresh: Sequence[Task]) -> list[Key]:
     return [key for key, task in held.items() if newest.get((task.source, task.id), key) != key]
 
 
-def one_runs(task: Task, running: Iterable[Task]) -> bool:
-    """Whether another attempt at the task is among those that have a slot."""
-    return any((each.source, each.id) == (task.source, task.id) for each in running)
+def another(task: Task, here: Iterable[Key], source: Callable[[Key], str]) -> bool:
+    """Whether one of these is another attempt at the task."""
+    return any(
+        key.task_id == task.id and key != task.key and source(key) == task.source for key in here
+    )

@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import Callable
 
 from agent_core.hooks import Start
+from agent_core.log import get
 from agent_core.protocols import Ahead
 from agent_core.signals import resolve
+from agent_core.workbench import Workbench
 
 
 class Place:
@@ -17,14 +19,17 @@ class Place:
         waits: bool = False,
         ready: Callable[[], None] = lambda: None,
         follows: Callable[[], None] = lambda: None,
+        lost: Callable[[], None] = lambda: None,
     ) -> None:
         """`waits`: until `give`. `ready` is called when it may be handed over, `follows` when its
-        executor began it by itself, where another run has ended.
+        executor began it by itself, where another run has ended; `lost` when its executor has it
+        no more, and it must be taken back.
         """
         new = asyncio.get_running_loop().create_future
         self._turn: asyncio.Future[None] | None = new() if waits else None
         self._ready = ready
         self._follows = follows
+        self._lost = lost
         self._ahead: Ahead | None = None
         self._handed = False
         self._began = False
@@ -57,7 +62,7 @@ class Place:
         """Let the executor begin it where another run has ended, before the boot time `until`."""
         assert self._ahead, "it is ready"
         assert not self._handed
-        self._handed = self._ahead.hand_over(until, self._follow)
+        self._handed = self._ahead.hand_over(until, self._follow, self._lost)
         return self._handed
 
     def _follow(self) -> None:
@@ -65,10 +70,17 @@ class Place:
             self._began = True
             self._follows()
 
-    async def taken_back(self) -> bool:
-        """Let it not begin by itself any more. False: it has."""
-        if self._handed and not self._began and self._ahead:
-            if await self._ahead.recall():
+    async def taken_back(self, bench: Workbench) -> bool:
+        """Let it not begin by itself any more. False: it has. Asked until its executor can tell."""
+        backoff = bench.backoff()
+        while self._handed and not self._began and self._ahead:
+            try:
+                recalled = await self._ahead.recall()
+            except Exception:
+                get("runner").exception("a start cannot be taken back now, trying again")
+                await bench.clock.sleep(backoff.next())
+                continue
+            if recalled:
                 self._handed = False
             else:
                 self._follow()

@@ -208,13 +208,16 @@ class Ahead(ABC):
     def __await__(self) -> Generator[Any, None, Execution]: ...
 
     @abstractmethod
-    def hand_over(self, until: float, began: Callable[[], None]) -> bool:
+    def hand_over(
+        self, until: float, began: Callable[[], None], lost: Callable[[], None] = lambda: None
+    ) -> bool:
         """Let it begin by itself, in the place of a run of this executor that has ended.
 
         Those handed over begin in that order, one for each run that held a slot and nothing else
         and that nobody told to end; none after the boot time `until`. `began` is called when it
-        did, after its predecessor's `outcome` was there, and unless its awaiting tells it. False:
-        it cannot be taken now, and begins only when it is awaited.
+        did, before its predecessor's `outcome` is there, and unless its awaiting tells it. `lost`
+        is called when it waits no more and did not begin, as far as is known: `recall` tells.
+        False: it cannot be taken now, and begins only when it is awaited.
         """
 
     @abstractmethod

@@ -152,7 +152,7 @@ class Runner:
             await self._never_ran(launch, NeverRan(words, passing=True))
             return False
         await self.place.reached(start)
-        begins = self._may_begin or not await self.place.taken_back()
+        begins = self._may_begin or not await self.place.taken_back(self._bench)
         if not begins:
             await self._unbegun(launch)
         return begins

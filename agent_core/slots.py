@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence, Set
 from typing import Any
 
-from agent_core import recovery
+from agent_core import attempts, recovery
 from agent_core.endings import Stop
 from agent_core.errors import Conflict
 from agent_core.hooks import Start
@@ -39,9 +39,13 @@ class Slots:
         self._store = store
         self._freed = freed
         self._ended = ended
-        # Who is armed can be handed over; and it began by itself.
+        # Who is armed can be handed over; it began by itself; its executor has it no more; and it
+        # has come to its end, or waits again.
         self.ready: Callable[[Key], None] = lambda key: None
         self.followed: Callable[[Key], None] = lambda key: None
+        self.lost: Callable[[Key], None] = lambda key: None
+        self.gone: Callable[[Key], None] = lambda key: None
+        self._leaving = False
         self._runners: dict[Key, Runner] = {}
         self._armed: set[Key] = set()  # whose start is stored, or soon, and that have no slot
         self._background: set[asyncio.Task[None]] = set()
@@ -73,6 +77,10 @@ class Slots:
     def runner(self, key: Key) -> Runner | None:
         return self._runners.get(key)
 
+    def another_attempt(self, task: Task) -> bool:
+        """Whether one at the same task has a slot, or was armed and may begin just now."""
+        return attempts.another(task, self._runners, lambda key: self._runners[key].task.source)
+
     def start(self, task: Task, wished: Sequence[str] = ()) -> bool:
         """Give it a slot and the devices that it asks for. False if it does not fit by now."""
         devices = self.machine.take(task, wished)
@@ -101,6 +109,7 @@ class Slots:
             waits=True,
             ready=lambda: self.ready(key),
             follows=lambda: self._followed(task),
+            lost=lambda: None if self._leaving else self.lost(key),
         )
 
     def _followed(self, task: Task) -> None:
@@ -110,7 +119,10 @@ class Slots:
         self.machine.take(task)
         self._armed.discard(task.key)
         self._runners[task.key].go()
-        self.followed(task.key)
+        try:
+            self.followed(task.key)
+        except Exception as error:  # a scheduler's: whoever tells us of it is not to blame
+            self.fail(error)
 
     def hand_over(self, key: Key) -> bool:
         """Let the executor begin it where another ends. False if it cannot now."""
@@ -121,7 +133,7 @@ class Slots:
         """Have it not begin by itself any more; `then` is called, also if it did."""
 
         async def take_back(place: Place) -> None:
-            await place.taken_back()
+            await place.taken_back(self._bench)
             then()
 
         name = f"take back {key.task_id}"
@@ -186,6 +198,7 @@ class Slots:
                 task = await recovery.reread(self._bench, self._store, key)
         self._runners.pop(key, None)
         self._armed.discard(key)
+        self.gone(key)
         self._free(key)
         self._ended(key, task)
 
@@ -201,6 +214,7 @@ class Slots:
 
     async def leave(self) -> None:
         """Returns when every run has been left alone or brought to its end."""
+        self._leaving = True
         for runner in self._runners.values():
             runner.leave()
         while self._background:
@@ -208,6 +222,7 @@ class Slots:
 
     async def abandon(self) -> None:
         """Let go at once: nothing more is written."""
+        self._leaving = True
         for job in self._background:
             job.cancel()
         if self._background:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from agent_core import attempts, endings
+from agent_core import endings
 from agent_core.arming import Arming
 from agent_core.log import get
 from agent_core.models import Key, Task
@@ -26,6 +26,10 @@ class Turns:
         """Its executor began it by itself, where another run has ended."""
         self._waiting.remove(key)
         self._arming.begins(key)
+
+    def renewed(self, key: Key) -> None:
+        """It may begin later than was known when it was handed over."""
+        self._arming.renewed(key)
 
     def take(self, held: Mapping[Key, Task], *, come: bool) -> None:
         """Let begin what can, and arm what comes next; `held` has each task as it stands.
@@ -54,7 +58,7 @@ class Turns:
         if self._bench.leases.over(task):
             self._log.info("its lease is over, waiting for a renewal", task=task.id)
             self._waiting.park(task, Aside.LEASE)
-        elif attempts.one_runs(task, self._slots.tasks):
+        elif self._slots.another_attempt(task):
             self._log.info("an older attempt at it is still here", task=task.id)
             self._waiting.park(task, Aside.OLDER)
         else:

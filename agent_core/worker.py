@@ -132,6 +132,7 @@ class Worker:
             return
         task = self._now(key)
         lease = self._bench.leases.renew(task, lease)
+        self._turns.renewed(key)
         if lease.stop_after is not None:
             self.slots.in_background(self._bench.leases.save(self._store, task), f"lease {task.id}")
         if self.waiting.unpark(self._held[key]):

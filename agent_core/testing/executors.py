@@ -3,14 +3,14 @@
 import asyncio
 import signal
 from collections import deque
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 
 from agent_core.api.wire import Json
 from agent_core.clock import Instant
 from agent_core.errors import RemoteGPUError
 from agent_core.hookspecs import hookimpl
 from agent_core.models import Launch, Lost, NeverStarted, Outcome, Piece, Reason, Stream
-from agent_core.protocols import Execution
+from agent_core.protocols import Ahead, Execution
 
 PATIENCE = 20.0  # seconds after which a start that a test waits for counts as one that never comes
 Found = Execution | NeverStarted | Lost
@@ -25,6 +25,7 @@ class HandRun(Execution):
         self.grace = 0.01
         self.signals: list[int] = []  # as they came
         self.deaf = False  # a TERM does nothing to it
+        self.over = False  # it has ended, and nobody was told so yet
         self.printed = b""
         self.forgotten = False
         self.errors: dict[str, deque[BaseException]] = {}  # by method: raised, one a call
@@ -42,6 +43,10 @@ class HandRun(Execution):
         """The next calls of wait, signal, tail or forget raise these."""
         self.errors.setdefault(method, deque()).extend(errors)
 
+    @property
+    def live(self) -> bool:
+        return not (self.over or self._ended.done())
+
     async def signalled(self) -> int:
         """The last signal, once there was one."""
         async with asyncio.timeout(PATIENCE):
@@ -56,7 +61,7 @@ class HandRun(Execution):
 
     async def signal(self, signum: int) -> bool:
         self._raise("signal")
-        if self._ended.done():
+        if self.over or self._ended.done():
             return False
         self.signals.append(signum)
         self._signalled.set()
@@ -154,3 +159,101 @@ class HandExecutor:
         self.waiting.set()
         if self.gate is not None:
             await self.gate.wait()
+
+
+class HandStart(Ahead):
+    """Begins when it is awaited, or when a test says that a run's place is passed on to it."""
+
+    def __init__(self, executor: "HeirExecutor", launch: Launch) -> None:
+        self.executor = executor
+        self.launch = launch
+        self.until = 0.0
+        self.run: Execution | None = None
+        self._began: Callable[[], None] | None = None
+        self._lost: Callable[[], None] = lambda: None
+
+    def __await__(self) -> Generator[object, None, Execution]:
+        return self._begin().__await__()
+
+    async def _begin(self) -> Execution:
+        self._began = None  # whoever awaits it needs no other word
+        self._wait_no_more()
+        await self.begin()
+        assert self.run
+        return self.run
+
+    def hand_over(
+        self, until: float, began: Callable[[], None], lost: Callable[[], None] = lambda: None
+    ) -> bool:
+        if not self.executor.takes_ahead:
+            return False
+        assert self not in self.executor.handed, "it has it already"
+        self.until, self._began, self._lost = until, began, lost
+        self.executor.handed.append(self)
+        return True
+
+    async def recall(self) -> bool:
+        executor = self.executor
+        if executor.recalls:
+            await executor.recalls.wait()
+        if executor.recall_errors:
+            raise executor.recall_errors.popleft()
+        self._wait_no_more()
+        self.tell()
+        return self.run is None
+
+    async def begin(self) -> None:
+        """It runs from now on, and nobody is told."""
+        if self.run is None:
+            self.run = await self.executor._start(self.launch)
+
+    def tell(self) -> None:
+        """Say, once, that it began, if it did."""
+        if self.run and (began := self._began):
+            self._began = None
+            began()
+
+    def lose(self) -> None:
+        """It waits no more, and whether it began is not known."""
+        self._wait_no_more()
+        self._lost()
+
+    def _wait_no_more(self) -> None:
+        if self in self.executor.handed:
+            self.executor.handed.remove(self)
+
+
+class HeirExecutor(HandExecutor):
+    """One that can begin a start by itself where a run of it ends: at a test's word."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.handed: list[HandStart] = []  # in their order
+        self.takes_ahead = True
+        self.recalls: asyncio.Event | None = None  # recalls wait for it
+        self.recall_errors: deque[BaseException] = deque()  # raised by the next recalls
+
+    @hookimpl
+    def execute(self, launch: Launch) -> Awaitable[Execution] | None:
+        return HandStart(self, launch) if self.takes else None
+
+    def heir(self, now: float = 0.0) -> HandStart | None:
+        """Who begins when a run ends at that boot time; it waits no more."""
+        start = next((each for each in self.handed if now < each.until), None)
+        if start:
+            self.handed.remove(start)
+        return start
+
+    async def passes_on(self) -> HandRun:
+        """The run that begins where another has ended, whose end is to be told by the test."""
+        start = self.heir()
+        assert start, "nobody was handed over"
+        await start.begin()
+        start.tell()
+        return await self.next_run()
+
+    def loses_all(self) -> None:
+        """Those handed over wait no more: whoever had them is gone."""
+        lost, self.handed = self.handed, []
+        for start in lost:
+            start.lose()

@@ -1,78 +1,29 @@
 """Starts that an executor has before there is a slot for them: who is handed over and who not."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from agent_core.api.resources import Resources
 from agent_core.clock import Instant, SystemClock
-from agent_core.hookspecs import hookimpl
+from agent_core.errors import StoreFull
 from agent_core.inventory import Inventory
-from agent_core.models import Launch, Lease, Reason, Task
-from agent_core.protocols import Ahead, Execution
-from agent_core.testing.executors import HandExecutor, HandRun
+from agent_core.models import Lease, Reason, Task
+from agent_core.testing.clock import TurnedClock
+from agent_core.testing.executors import HandRun, HeirExecutor
+from agent_core.waiting import Aside
 from tests.agent_core.core import Core, task, turns, until, within
 
 RUNNING = task("r1", created_at=1.0)
 FOLLOWING = [task(f"f{n}", created_at=10.0 + n) for n in range(4)]
 
 
-class HandStart(Ahead):
-    """Begins when a test says that a run's place was passed on to it."""
-
-    def __init__(self, executor: "Heir", launch: Launch) -> None:
-        self.executor = executor
-        self.launch = launch
-        self.until = 0.0
-        self.began: Callable[[], None]
-        self.run: Execution | None = None
-
-    def __await__(self) -> Generator[Any, None, Execution]:
-        return self._begin().__await__()
-
-    async def _begin(self) -> Execution:
-        if self in self.executor.handed:
-            self.executor.handed.remove(self)
-        if self.run is None:
-            self.run = await self.executor._start(self.launch)
-        return self.run
-
-    def hand_over(self, until: float, began: Callable[[], None]) -> bool:
-        self.until, self.began = until, began
-        self.executor.handed.append(self)
-        return True
-
-    async def recall(self) -> bool:
-        if self.executor.recalls:
-            await self.executor.recalls.wait()
-        if self in self.executor.handed:
-            self.executor.handed.remove(self)
-        return self.run is None
-
-
-class Heir(HandExecutor):
-    """An executor that takes starts ahead."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.handed: list[HandStart] = []
-        self.recalls: asyncio.Event | None = None  # recalls wait for it
-
-    @hookimpl
-    def execute(self, launch: Launch) -> HandStart:
-        return HandStart(self, launch)
-
-    async def passes_on(self) -> HandRun:
-        """What a run's end lets begin."""
-        start = self.handed.pop(0)
-        start.run = await self._start(start.launch)
-        start.began()
-        return await self.next_run()
-
+class Heir(HeirExecutor):
     async def holds(self, *tasks: Task) -> None:
+        """Exactly these are handed over, in this order."""
         wanted = [each.key for each in tasks]
         await until(lambda: [start.launch.key for start in self.handed] == wanted)
 
@@ -234,3 +185,183 @@ async def test_none_may_begin_after_its_lease(busy: Core, heir: Heir) -> None:
     lent, free = heir.handed
     assert lent.until == pytest.approx(lease.until.boottime, abs=1.0)
     assert free.until > lent.until + 1e6
+
+
+async def test_what_was_cancelled_while_it_was_handed_over_is_not_asked_back_for_another(
+    busy: Core, heir: Heir
+) -> None:
+    await busy.bring(*FOLLOWING[:1])
+    await heir.holds(*FOLLOWING[:1])
+    assert await busy.worker.cancel(FOLLOWING[0].key, code=7, reason="by Ada")
+    await busy.until_status(FOLLOWING[0], "cancelled")
+    urgent = task("urgent", priority=3, created_at=90.0)
+    await busy.bring(urgent)
+    await heir.holds(urgent)
+    first(heir).end()
+    assert (await heir.passes_on()).launch.key == urgent.key
+
+
+async def test_what_goes_back_to_its_source_was_taken_back_and_may_come_again(
+    busy: Core, heir: Heir
+) -> None:
+    await busy.bring(*FOLLOWING[:2])
+    await heir.holds(*FOLLOWING[:2])
+    returns = busy.worker.returns
+    returns.heard("server", takes_back=True)
+    busy.store.fail("save_all", *[StoreFull("no room")] * 3)
+    returns._give_back(returns._in_vain())
+    for each in FOLLOWING[:2]:
+        ended = await busy.until_status(each, "cancelled")
+        assert ended.outcome
+        assert ended.outcome.reason is Reason.RELEASED
+    await heir.holds()
+    urgent = task("urgent", priority=3, created_at=90.0)
+    again = replace(FOLLOWING[0], attempt_id="a2")
+    await busy.bring(again)
+    await heir.holds(again)
+    await busy.bring(urgent)
+    await heir.holds(urgent, again)
+
+
+async def test_those_whose_executor_has_them_no_more_are_handed_over_anew_in_their_order(
+    busy: Core, heir: Heir
+) -> None:
+    await busy.bring(*FOLLOWING)
+    await heir.holds(*FOLLOWING[:2])
+    heir.loses_all()
+    await heir.holds(*FOLLOWING[:2])
+    heir.handed[0].lose()
+    await heir.holds(*FOLLOWING[:2])
+    first(heir).end()
+    assert (await heir.passes_on()).launch.key == FOLLOWING[0].key
+
+
+async def test_one_that_began_before_its_executor_lost_it_is_followed_at_once(
+    busy: Core, heir: Heir
+) -> None:
+    await busy.bring(*FOLLOWING[:2])
+    await heir.holds(*FOLLOWING[:2])
+    begun, other = heir.handed
+    await begun.begin()  # and this is heard of by nobody
+    heir.loses_all()
+    await busy.until_status(FOLLOWING[0], "running")
+    first(heir).end()
+    await busy.until_status(RUNNING, "completed")
+    await heir.holds(FOLLOWING[1])
+    assert [one.task.key for one in busy.bench.machine.running] == [FOLLOWING[0].key]
+    assert other.run is None
+
+
+async def test_a_renewed_one_is_handed_over_anew_with_those_behind_it_and_its_later_end(
+    busy: Core, heir: Heir
+) -> None:
+    clock = SystemClock()
+    lent = task("lent", created_at=9.0, lease=Lease(until=Instant.now(clock).plus(60)))
+    await busy.bring(lent, FOLLOWING[0])
+    await heir.holds(lent, FOLLOWING[0])
+    before = heir.handed[0].until
+    busy.worker.renewed(lent.key, Lease(until=Instant.now(clock).plus(600)))
+    await until(lambda: bool(heir.handed) and heir.handed[0].until > before + 300)
+    await heir.holds(lent, FOLLOWING[0])
+
+
+async def test_one_whose_lease_is_over_is_not_handed_over_and_stands_in_nobodys_way(
+    tmp_path: Path, heir: Heir
+) -> None:
+    clock = TurnedClock()
+    core = await Core.open(tmp_path, clock, max_workers=1, ahead=3, hand=heir)
+    await core.start()
+    await core.bring(RUNNING)
+    run = await heir.next_run()
+    lent = task("lent", created_at=9.0, lease=Lease(until=Instant.now(clock).plus(5)))
+    await core.bring(lent, FOLLOWING[0])
+    await heir.holds(lent, FOLLOWING[0])
+    await clock.advance(6)
+    heir.loses_all()
+    await heir.holds(FOLLOWING[0])
+    core.worker.renewed(lent.key, Lease(until=Instant.now(clock).plus(60)))
+    run.end()
+    assert (await heir.next_run()).launch.key == lent.key
+    await core.close()
+
+
+async def test_a_newer_attempt_neither_follows_nor_begins_while_the_older_may_have_begun(
+    tmp_path: Path, heir: Heir
+) -> None:
+    core = await Core.open(tmp_path, max_workers=2, ahead=2, hand=heir)
+    await core.start()
+    await core.bring(RUNNING, task("r2", created_at=2.0))
+    runs = [await heir.next_run() for _ in range(2)]
+    older = FOLLOWING[0]
+    await core.bring(older)
+    await heir.holds(older)
+    (start,) = heir.handed
+    heir.recalls = asyncio.Event()
+    newer = replace(older, attempt_id="a2")
+    await core.bring(newer)
+    assert heir.heir() is start
+    await start.begin()  # where the first has ended; on its way to us
+    runs[1].end()  # told before it
+    await core.until_status(task("r2"), "completed")
+    await until(lambda: core.worker.waiting.parked(Aside.OLDER) != [])
+    assert heir.handed == []
+    start.tell()
+    runs[0].end()
+    heir.recalls.set()
+    await core.until_status(older, "cancelled")
+    await core.until_status(newer, "running")
+    assert len(heir.runs) == 4
+    await core.close()
+
+
+async def test_a_recall_that_fails_is_asked_again_until_its_executor_can_tell(
+    busy: Core, heir: Heir
+) -> None:
+    await busy.bring(*FOLLOWING[:2])
+    await heir.holds(*FOLLOWING[:2])
+    heir.recall_errors.extend(OSError("cannot tell") for _ in range(3))
+    assert await busy.worker.cancel(FOLLOWING[0].key, code=7, reason="by Ada")
+    await busy.until_status(FOLLOWING[0], "cancelled")
+    await heir.holds(FOLLOWING[1])
+    heir.recall_errors.extend(OSError("cannot tell") for _ in range(3))
+    urgent = task("urgent", priority=3, created_at=90.0)
+    await busy.bring(urgent)
+    await heir.holds(urgent, FOLLOWING[1])
+
+
+async def test_after_a_kill_what_was_handed_over_waits_again_and_is_handed_over_anew(
+    busy: Core, heir: Heir
+) -> None:
+    await busy.bring(*FOLLOWING[:2])
+    await heir.holds(*FOLLOWING[:2])
+    old = {start.launch.start_id for start in heir.handed}
+    heir.handed.clear()  # an executor lets go of them when the agent is gone
+    core = await busy.again()
+    await core.start()
+    await heir.holds(*FOLLOWING[:2])
+    assert old.isdisjoint(start.launch.start_id for start in heir.handed)
+    first(heir).end()
+    assert (await heir.passes_on()).launch.key == FOLLOWING[0].key
+    await core.kill()
+
+
+async def test_what_cannot_be_taken_is_given_its_slot_by_the_agent(busy: Core, heir: Heir) -> None:
+    heir.takes_ahead = False
+    await busy.bring(*FOLLOWING[:2])
+    for each in FOLLOWING[:2]:
+        await busy.until_status(each, "assigned")
+    first(heir).end()
+    assert (await heir.next_run()).launch.key == FOLLOWING[0].key
+    assert heir.handed == []
+
+
+async def test_without_depth_nothing_is_handed_over(tmp_path: Path, heir: Heir) -> None:
+    core = await Core.open(tmp_path, max_workers=1, ahead=0, hand=heir)
+    await core.start()
+    await core.bring(RUNNING, *FOLLOWING)
+    for each in (RUNNING, *FOLLOWING):
+        run = await heir.next_run()
+        assert run.launch.key == each.key
+        assert heir.handed == []
+        run.end()
+    await core.close()

@@ -15,6 +15,8 @@ from .known import Known, Line
 from .supervisor.journal import VERSION, encode
 
 Hear = Callable[[Line | None], None]
+# It began by itself; or it waits no more, and did not begin as far as we know.
+Ahead = tuple[Callable[[], None], Callable[[], None]]
 HELLO_TIMEOUT = 10.0  # seconds until a supervisor that says nothing counts as away for now
 NO_ENV: Mapping[str, str] = MappingProxyType({})
 LINE_LIMIT = 8 * 1024 * 1024  # bytes of one request, the supervisor's own bound
@@ -57,7 +59,7 @@ class Link(asyncio.BufferedProtocol):
         self._signals: dict[int, asyncio.Future[bool]] = {}
         self._hearers: dict[str, list[Hear]] = {}
         self._forgotten: list[str] = []
-        self._began: dict[str, Callable[[], None]] = {}
+        self._handed: dict[str, Ahead] = {}  # ahead, and nothing was heard of them
         self._outgoing: list[bytes] = []
         self._flushing: asyncio.Handle | None = None
         self._letting_go: asyncio.TimerHandle | None = None
@@ -77,29 +79,29 @@ class Link(asyncio.BufferedProtocol):
         return await self.ask(start_id, request)
 
     def ask(
-        self, start_id: str, request: bytes, began: Callable[[], None] | None = None
+        self, start_id: str, request: bytes, ahead: Ahead | None = None
     ) -> "asyncio.Future[Line]":
         """`start`, with the answer as a future: it may be asked ahead of its time.
 
-        `began` is called, unless `say` was, before the end of the run is told in whose place it
-        began by itself.
+        The first of `ahead` is called before the end of the run is told in whose place it began by
+        itself; the second when that cannot come any more. Neither, once `say` let it begin.
         """
         self._send(request)
-        if began:
-            self._began[start_id] = began
+        if ahead:
+            self._handed[start_id] = ahead
         self.unanswered.add(start_id)
         answer = self._starts[start_id] = self._loop.create_future()
         return answer
 
     def waits(self, start_id: str) -> bool:
         """It was asked for ahead of its time, and nothing was heard of it."""
-        return start_id in self._began
+        return start_id in self._handed
 
     def say(self, what: str, start_id: str) -> None:
         """`begin` or `recall` what was asked for ahead; `ask`'s future tells what became of it."""
         self._send(encode({"t": what, "s": start_id}))
         if what == "begin":
-            self._began.pop(start_id, None)
+            self._handed.pop(start_id, None)
 
     async def signal(self, start_id: str, signum: int, mark: str = "") -> bool:
         """Signal a run's tree. False if its main process had ended by itself. Raises LinkLost.
@@ -225,6 +227,8 @@ class Link(asyncio.BufferedProtocol):
                 future.set_exception(LinkLost("the supervisor hung up"))
             if not future.cancelled():
                 future.exception()  # seen, also if nobody waits any more
+        for start_id in tuple(self._handed):  # before the ends whose places they may have
+            self._say_lost(start_id)
         for start_id in tuple(self._hearers):
             self._tell_end(start_id, None)
 
@@ -241,9 +245,9 @@ class Link(asyncio.BufferedProtocol):
             if kind == "started":
                 self.runs.setdefault(line["s"], self._known(line))
                 self._say_begun(line["s"])
-            self._began.pop(line["s"], None)
             self.unanswered.discard(line["s"])
             _resolve(self._starts.pop(line["s"], None), line)
+            self._say_lost(line["s"])
         elif kind == "signalled":
             _resolve(self._signals.get(line["n"]), line["done"])
         elif kind == "hello":
@@ -255,8 +259,12 @@ class Link(asyncio.BufferedProtocol):
             _resolve(self._hello, line)
 
     def _say_begun(self, start_id: str) -> None:
-        if began := self._began.pop(start_id, None):
-            began()
+        if ahead := self._handed.pop(start_id, None):
+            ahead[0]()
+
+    def _say_lost(self, start_id: str) -> None:
+        if ahead := self._handed.pop(start_id, None):
+            ahead[1]()
 
     def _known(self, facts: Line) -> Known:
         return Known(

@@ -93,13 +93,16 @@ class Start(Ahead):
     def __await__(self) -> Generator[Any, None, Execution]:
         return self._begin().__await__()
 
-    def hand_over(self, until: float, began: Callable[[], None]) -> bool:
+    def hand_over(
+        self, until: float, began: Callable[[], None], lost: Callable[[], None] = lambda: None
+    ) -> bool:
         link = self._house.ready
         if link is None or not link.ahead or self._answer is not None:
             return False
         try:
             request = self._starter.request(self._launch, until=until)
-            self._answer = link.ask(self._launch.start_id, request, self._say_that_it_began)
+            heard = (self._say_that_it_began, lost)
+            self._answer = link.ask(self._launch.start_id, request, heard)
         except (LinkLost, NeverRan):  # whoever awaits it is told
             return False
         self._link, self._began = link, began

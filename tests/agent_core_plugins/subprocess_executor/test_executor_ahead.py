@@ -26,6 +26,7 @@ class Bench:
         self.executor = executor
         self.directory = directory
         self.order: list[str] = []
+        self.lost: list[str] = []
 
     def launch(self, *, gated: bool = False, **fields: Any) -> Launch:
         launch = make_launch(self.directory, "/bin/sh", "-c", SCRIPT, **fields)
@@ -40,7 +41,10 @@ class Bench:
 
     def hand_over(self, launch: Launch, until: float = FAR) -> Ahead:
         start = self.start(launch)
-        assert start.hand_over(until, lambda: self.order.append(launch.start_id))
+        name = launch.start_id
+        assert start.hand_over(
+            until, lambda: self.order.append(name), lambda: self.lost.append(name)
+        )
         return start
 
     async def let_go(self, launch: Launch) -> None:
@@ -329,3 +333,52 @@ async def test_a_start_that_cannot_be_asked_for_says_so_when_it_is_awaited(bench
     assert not start.hand_over(FAR, lambda: None)
     with pytest.raises(NeverRan, match="no start id"):
         await start
+
+
+async def test_what_a_killed_supervisor_had_says_that_it_waits_no_more(
+    bench: Bench, runtime: Path
+) -> None:
+    first, second, third = bench.launch(gated=True), bench.launch(gated=True), bench.launch()
+    running = await begin(bench.executor, first)
+    starts = [bench.hand_over(second), bench.hand_over(third)]
+    await bench.let_go(first)
+    await bench.until_begun(second)
+    end_process(*supervisors(runtime))
+    async with asyncio.timeout(20):
+        while not bench.lost:
+            await asyncio.sleep(0.005)
+    assert bench.lost == [third.start_id], "the other has begun"
+    assert await starts[1].recall()
+    assert not await starts[0].recall()
+    await end(running)
+    await bench.let_go(second)
+
+
+async def test_what_cannot_run_says_that_it_waits_no_more_and_so_does_what_is_one_too_many(
+    bench: Bench,
+) -> None:
+    first, third = bench.launch(gated=True), bench.launch()
+    bad = make_launch(bench.directory, "/no/such/program")
+    running = await begin(bench.executor, first)
+    starts = [bench.hand_over(bad), bench.hand_over(third)]
+    await bench.let_go(first)
+    await end(running)
+    assert bench.lost == [bad.start_id]
+    assert await starts[0].recall()
+    again = [bench.hand_over(bench.launch()) for _ in range(1000)]
+    async with asyncio.timeout(20):
+        while len(bench.lost) < 2:
+            await asyncio.sleep(0.005)
+    assert bench.lost[1:] == [again[-1]._launch.start_id]  # type: ignore[attr-defined]
+    assert all([await start.recall() for start in (starts[1], *again)])
+    assert bench.order == []
+
+
+async def test_what_is_recalled_or_awaited_is_not_called_lost_when_it_begins(bench: Bench) -> None:
+    first, second = bench.launch(gated=True), bench.launch()
+    running = await begin(bench.executor, first)
+    start = bench.hand_over(second)
+    assert (await end(await start)).success
+    await bench.let_go(first)
+    await end(running)
+    assert bench.lost == []
