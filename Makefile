@@ -30,7 +30,7 @@ run: $(VENV)/.run
 	@$(BIN)/remotegpu demo $(ARGS)
 
 test: $(VENV)/.test
-	@$(BIN)/python -m pytest -q -n 3 --dist worksteal -m 'not engines' $(ARGS)
+	@AHEAD=4 $(BIN)/python -m pytest -q -n 3 --dist worksteal -m 'not engines' $(ARGS)
 
 check: $(VENV)/.check
 	@$(BIN)/ruff check .

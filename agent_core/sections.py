@@ -100,7 +100,7 @@ class AgentSection(Section):
     /run and /dev/shm that is a tmpfs and writable, else the state directory."""
     max_workers: int = Field(default=2, ge=1, le=1024)
     """How many tasks run at once."""
-    arm_ahead: int = Field(default=8, ge=0, le=1000)
+    arm_ahead: int = Field(default=16, ge=0, le=1000)
     """Starts that are stored while no slot is free, so that the next task begins at once when one
     is. 0: each is stored when its slot is free, which costs a moment of each slot."""
     labels: dict[Text, Text] = Field(default_factory=dict, max_length=64)

@@ -14,3 +14,11 @@ async def core(tmp_path: Path) -> AsyncIterator[Core]:
     made = await Core.open(tmp_path)
     yield made
     await made.close()
+
+
+@pytest.fixture
+async def unarmed(tmp_path: Path) -> AsyncIterator[Core]:
+    """Likewise, where what waits for a slot is pending: no start is stored ahead."""
+    made = await Core.open(tmp_path, ahead=0)
+    yield made
+    await made.close()

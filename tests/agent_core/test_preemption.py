@@ -95,7 +95,7 @@ async def test_who_does_not_hear_is_killed_after_its_grace(full: Any) -> None:
     await core.bring(URGENT)
     assert (await core.executor.next_run()).launch.key == URGENT.key
     assert low.signals == [signal.SIGTERM, signal.SIGKILL]
-    assert (await core.get(task("low"))).status is Status.PENDING
+    await core.until_status(task("low"), "pending", "assigned")
 
 
 async def test_no_more_make_room_than_are_needed(core: Core) -> None:
@@ -128,7 +128,7 @@ async def test_one_that_ends_already_is_room_enough(full: Any) -> None:
     assert low.signals == []
     middle.end(143)
     assert (await core.executor.next_run()).launch.key == URGENT.key
-    assert (await core.get(task("middle"))).status is Status.CANCELLED
+    await core.until_status(task("middle"), "cancelled")
 
 
 async def test_one_whose_time_is_over_is_room_enough_too(core: Core) -> None:
@@ -144,7 +144,7 @@ async def test_one_whose_time_is_over_is_room_enough_too(core: Core) -> None:
     assert low.signals == []
     run.end(124)
     assert (await core.executor.next_run()).launch.key == URGENT.key
-    assert (await core.get(late)).status is Status.FAILED
+    await core.until_status(late, "failed")
 
 
 async def test_one_that_is_cancelled_while_it_makes_room_does_not_come_back(full: Any) -> None:

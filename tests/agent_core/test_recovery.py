@@ -137,7 +137,7 @@ async def test_why_a_run_is_being_ended_outlives_the_agent_that_began_to_end_it(
 async def test_runs_found_again_keep_their_slots_even_if_there_are_fewer_now(
     tmp_path: Path,
 ) -> None:
-    core = await Core.open(tmp_path, max_workers=3)
+    core = await Core.open(tmp_path, max_workers=3, ahead=0)
     await core.start()
     await core.bring(T1, T2, T3, task("t4"))
     runs = [await core.executor.next_run() for _ in range(3)]

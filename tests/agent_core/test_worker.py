@@ -79,16 +79,16 @@ async def test_a_free_slot_is_offered_to_the_sources(core: Core) -> None:
     assert core.worker.demands.slots == 1
 
 
-async def test_a_task_that_ends_where_it_waits_makes_room(core: Core) -> None:
-    await core.start()
-    await running(core, T1, T2)
-    await core.bring(T3, task("t4"))
-    await settle(core)
-    changed = core.worker.demands.changed.next()
-    assert core.worker.demands.slots == 0
-    assert await core.worker.cancel(T3.key, code=1, reason="no")
+async def test_a_task_that_ends_where_it_waits_makes_room(unarmed: Core) -> None:
+    await unarmed.start()
+    await running(unarmed, T1, T2)
+    await unarmed.bring(T3, task("t4"))
+    await settle(unarmed)
+    changed = unarmed.worker.demands.changed.next()
+    assert unarmed.worker.demands.slots == 0
+    assert await unarmed.worker.cancel(T3.key, code=1, reason="no")
     assert changed.done()
-    assert core.worker.demands.slots == 1
+    assert unarmed.worker.demands.slots == 1
 
 
 async def test_what_waits_in_memory_is_bounded_and_the_rest_comes_when_there_is_room(
@@ -329,21 +329,21 @@ async def test_after_a_kill_a_newer_attempt_waits_for_the_run_that_is_found_agai
     await core.kill()
 
 
-async def test_a_full_disk_never_lets_two_attempts_run_at_once(core: Core) -> None:
-    await core.start()
-    runs = await running(core, T2, T3)
-    await core.bring(T1)  # waits for a slot
-    core.store.fail("save_all", StoreFull("no room"))
+async def test_a_full_disk_never_lets_two_attempts_run_at_once(unarmed: Core) -> None:
+    await unarmed.start()
+    runs = await running(unarmed, T2, T3)
+    await unarmed.bring(T1)  # waits for a slot
+    unarmed.store.fail("save_all", StoreFull("no room"))
     newer = task("t1", attempt_id="a2")
-    await core.bring(newer)
-    assert "an end cannot be saved now" in core.said.getvalue()
+    await unarmed.bring(newer)
+    assert "an end cannot be saved now" in unarmed.said.getvalue()
     for run in runs:
         run.end()
-    first = await core.executor.next_run()
-    await settle(core)
-    assert len(core.executor.runs) == 3
+    first = await unarmed.executor.next_run()
+    await settle(unarmed)
+    assert len(unarmed.executor.runs) == 3
     first.end()
-    assert {first.launch.key, (await core.executor.next_run()).launch.key} == {T1.key, newer.key}
+    assert {first.launch.key, (await unarmed.executor.next_run()).launch.key} == {T1.key, newer.key}
 
 
 # --- cancel
@@ -460,20 +460,20 @@ async def test_a_cancel_that_cannot_be_saved_says_so_and_forgets_nobody(core: Co
     assert (await core.executor.next_run()).launch.key == T3.key
 
 
-async def test_a_cancel_that_fails_while_the_store_is_read_forgets_nobody(core: Core) -> None:
+async def test_a_cancel_that_fails_while_the_store_is_read_forgets_nobody(unarmed: Core) -> None:
     """The reader's answer left it out, because it was waiting then."""
-    await core.start()
-    await running(core, T1, T2)
-    await core.bring(T3)
-    gate = core.store.hold("due")
-    core.worker.waiting.feed.look_again()
-    await core.worker.admit([])
-    await within(core.store.entered["due"].wait())
-    core.store.fail("save_all", StoreFull("no room"))
+    await unarmed.start()
+    await running(unarmed, T1, T2)
+    await unarmed.bring(T3)
+    gate = unarmed.store.hold("due")
+    unarmed.worker.waiting.feed.look_again()
+    await unarmed.worker.admit([])
+    await within(unarmed.store.entered["due"].wait())
+    unarmed.store.fail("save_all", StoreFull("no room"))
     with pytest.raises(StoreFull):
-        await core.worker.cancel(T3.key, code=7, reason="by Ada")
+        await unarmed.worker.cancel(T3.key, code=7, reason="by Ada")
     gate.set()
-    await until(lambda: len(core.scheduler) == 1)
+    await until(lambda: len(unarmed.scheduler) == 1)
 
 
 # --- retries
