@@ -21,14 +21,14 @@ from agent_core.models import (
     Task,
 )
 from agent_core.protocols import Execution
-from agent_core.testing.executors import HandExecutor, HandRun
+from agent_core.testing.executors import HandRun, HandStart, HeirExecutor
 from tests.agent_core.core import Core, task, turns
 
 SLOTS = 3
 MOMENT = 0.007  # seconds in which the core goes on by itself between two steps
 
 
-class Watched(HandExecutor):
+class Watched(HeirExecutor):
     """Looks at each start, at the moment at which it happens."""
 
     def __init__(self) -> None:
@@ -37,10 +37,11 @@ class Watched(HandExecutor):
         self.store: Any = None
         self.wrong: list[str] = []
         self.began: set[tuple[Key, int]] = set()
+        self.followed = 0  # runs that began by themselves
 
     @property
     def live(self) -> list[HandRun]:
-        return [run for run in self.runs.values() if not run._ended.done()]
+        return [run for run in self.runs.values() if run.live]
 
     async def _start(self, launch: Launch) -> Execution:
         await self._look(launch)
@@ -56,7 +57,7 @@ class Watched(HandExecutor):
             self.wrong.append(f"{run} has a device of another")
         if len(launch.devices) != launch.resources.gpus:
             self.wrong.append(f"{run} has not what it asked for")
-        if len(self.live) >= SLOTS:
+        if len(self.live) >= SLOTS:  # and what began by itself has the place of one that is over
             self.wrong.append(f"{run} began where no slot was free")
         for name in self.tasks[launch.key].depends_on if not launch.key.attempt_id else ():
             other = await self.store.get(Key(name, ""))
@@ -78,7 +79,11 @@ wishes = st.one_of(
 )
 TAKEN_AHEAD = {"priority": 5, "resources": Resources(), "max_retries": 0, "claimed": True}
 picks = st.integers(0, 10**6)
+crowds = st.tuples(
+    st.just("crowd"), st.lists(st.integers(1, 10), min_size=SLOTS + 1, max_size=3 * SLOTS)
+)
 steps = st.one_of(
+    crowds,
     st.tuples(
         st.just("submit"),
         st.fixed_dictionaries(
@@ -91,7 +96,8 @@ steps = st.one_of(
             }
         ),
     ),
-    st.tuples(st.just("end"), st.tuples(picks, st.sampled_from([0, 0, 0, 1]))),
+    st.tuples(st.just("end"), st.tuples(picks, st.sampled_from([0, 0, 0, 1]), st.integers(0, 5))),
+    st.tuples(st.just("lose"), st.tuples(st.booleans(), picks)),
     st.tuples(st.just("cancel"), picks),
     st.tuples(st.just("kill"), st.none()),
     st.tuples(st.just("in_vain"), st.tuples(st.integers(1, 6), st.sampled_from([0.0, MOMENT]))),
@@ -105,6 +111,7 @@ class Stream:
         self.core = core
         self.executor = executor
         self.given: list[Task] = []
+        self.untold: list[tuple[HandRun, HandStart, int]] = []
 
     async def submit(self, what: dict[str, Any]) -> None:
         fields = {name: what[name] for name in ("priority", "resources", "max_retries")}
@@ -122,9 +129,50 @@ class Stream:
         else:
             await self.core.local.submit(made)
 
-    async def end(self, what: tuple[int, int]) -> None:
+    async def crowd(self, priorities: list[int]) -> None:
+        """As many as let some be handed over, if only slots are asked for."""
+        for priority in priorities:
+            await self.submit({**TAKEN_AHEAD, "priority": priority})
+
+    async def end(self, what: tuple[int, int, int]) -> None:
+        """One ends; if another follows it, that may be told later than the next thing happens."""
         if live := self.executor.live:
-            live[what[0] % len(live)].end(what[1])
+            run = live[what[0] % len(live)]
+            if heir := await self._follows(run):
+                self.untold.append((run, heir, what[1]))
+                if what[2] < 3:
+                    await turns(what[2])
+                    self.tell()
+            else:
+                run.end(what[1])
+
+    def tell(self) -> None:
+        """What happened and was not told: who follows, and then who ended."""
+        untold, self.untold = self.untold, []
+        for run, heir, code in untold:
+            heir.tell()
+            run.end(code)
+
+    async def _follows(self, run: HandRun) -> HandStart | None:
+        """Who begins where this one ends, and that is not told yet."""
+        if run.signals or run.launch.resources or not (heir := self.executor.heir()):
+            return None
+        run.over = True
+        await heir.begin()
+        self.executor.followed += 1
+        return heir
+
+    async def lose(self, what: tuple[bool, int]) -> None:
+        """All that was handed over is lost; the first may have begun unheard."""
+        live = self.executor.live
+        run = live[what[1] % len(live)] if live and what[0] else None
+        heir = await self._follows(run) if run else None
+        if heir:
+            heir.lose()
+        self.executor.loses_all()
+        await turns(3)  # nothing is heard of an end before it was asked who has its place
+        if run and heir:
+            run.end(0)
 
     async def cancel(self, pick: int) -> None:
         if self.given:
@@ -132,8 +180,12 @@ class Stream:
             await self.core.worker.cancel(key, code=1, reason="by Ada")
 
     async def kill(self, _: None) -> None:
+        self.executor.handed.clear()  # nothing begins by itself once its agent is gone
+        untold, self.untold = self.untold, []
         self.core = await self.core.again(gpus=Gpus())
         self.executor.store = self.core.store._store
+        for run, _, code in untold:
+            run.end(code)  # the next agent hears of both when it asks
         await self.core.start()
 
     async def in_vain(self, what: tuple[int, float]) -> None:
@@ -162,10 +214,11 @@ class Stream:
     async def drain(self) -> None:
         """Nothing more comes, and everything that runs ends: everybody has a turn."""
         unfinished = set(Status) - FINAL
+        self.tell()
         async with asyncio.timeout(20):
             while await self.granted_again() or await self.core.store.tasks(unfinished, limit=1):
-                for run in self.executor.live:
-                    run.end(0)
+                for n in range(len(self.executor.live)):
+                    await self.end((n, 0, n))
                 await asyncio.sleep(MOMENT)
 
     async def check(self) -> None:
@@ -194,8 +247,12 @@ async def lived(directory: Path, ahead: int, given_steps: list[tuple[str, Any]])
     stream = Stream(await core.start(), executor)
     try:
         for name, what in given_steps:
+            before = stream.untold
             step: Awaitable[None] = getattr(stream, name)(what)
             await step
+            if before and before is stream.untold:
+                await turns(1)
+                stream.tell()
             await turns(3)
             if name != "submit":
                 await asyncio.sleep(MOMENT)
@@ -209,9 +266,9 @@ async def lived(directory: Path, ahead: int, given_steps: list[tuple[str, Any]])
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.sampled_from([0, 4]), st.lists(steps, max_size=30))
+@given(st.sampled_from([0, 4]), crowds, st.lists(steps, max_size=30))
 def test_nothing_runs_twice_holds_what_another_holds_or_begins_too_early_and_all_have_a_turn(
-    ahead: int, given_steps: list[tuple[str, Any]]
+    ahead: int, crowd: tuple[str, list[int]], given_steps: list[tuple[str, Any]]
 ) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        asyncio.run(lived(Path(directory), ahead, given_steps))
+        asyncio.run(lived(Path(directory), ahead, [crowd, *given_steps]))
