@@ -31,7 +31,9 @@ class Arming:
         self._slots = slots
         self._ahead = ahead  # starts at most that are stored so; 0: none
         self._overtaken = False  # somebody who was not armed began
-        self._order: list[Key] = []  # who comes next
+        self._came = False  # somebody has come who may be more urgent than who comes next
+        self._order: dict[Key, int] = {}  # who comes next, with their priorities
+        self._held: Mapping[Key, Task] = {}  # each task as it stands
         self._ready: set[Key] = set()  # stored, and could be handed over
         self._handed: dict[Key, int] = {}  # in their order, with their priorities
         self._coming_back: set[Key] = set()  # nobody is handed over meanwhile
@@ -55,23 +57,25 @@ class Arming:
 
     def look(self, held: Mapping[Key, Task], *, come: bool) -> None:
         """Arm who comes next: some at a time, or when somebody was overtaken, not at each turn."""
+        self._held = held
+        self._came = self._came or come
         if not self._ahead or not self._waiting.in_line or self._bench.machine.free_slots:
             return
         few = len(self._slots.armed) <= self._ahead // 2
-        if few or self._overtaken or (come and self._more_urgent()):
-            self._overtaken = False
-            self._arm(held)
+        if few or self._overtaken or (come and self._more_urgent(self._handed)):
+            self._arm()
 
-    def _more_urgent(self) -> bool:
-        """Does somebody wait who should begin before one that was handed over?"""
-        self._handed = {key: each for key, each in self._handed.items() if key in self._waiting}
-        if not self._handed:
+    def _more_urgent(self, coming: Mapping[Key, int]) -> bool:
+        """Does somebody wait who should begin before one of these?"""
+        priorities = [each for key, each in coming.items() if key in self._waiting]
+        if not priorities:
             return False
-        least = max(self._handed.values())
-        handed = sum(priority < least for priority in self._handed.values())
-        return self._waiting.as_urgent_as(least - 1) > handed
+        least = max(priorities)
+        known = sum(priority < least for priority in priorities)
+        return self._waiting.as_urgent_as(least - 1) > known
 
-    def _arm(self, held: Mapping[Key, Task]) -> None:
+    def _arm(self) -> None:
+        self._overtaken = self._came = False
         machine = self._bench.machine
         plan = self._waiting.plan(machine.running, replace(machine.free, slots=self._ahead))
         following = plan.start[: self._ahead]
@@ -84,12 +88,12 @@ class Arming:
         if others:
             urgent = min(task.priority for task in others)
             self._take_back([key for key, each in self._handed.items() if each > urgent])
-        self._order = [*self._handed, *(each.key for each in following)]
+        self._order = {**self._handed, **{each.key: each.priority for each in following}}
         for task in plain:
             if task.key in self._slots.armed or self._bench.leases.over(task):
                 continue
             if not self._slots.another_attempt(task):
-                self._slots.arm(held[task.key])
+                self._slots.arm(self._held[task.key])
         self._hand_over()
 
     # --- handed over
@@ -102,6 +106,9 @@ class Arming:
     def _hand_over(self) -> None:
         """As many as come next without anybody between them."""
         if self._coming_back or self._bench.machine.free_slots:
+            return
+        if self._came and self._more_urgent(self._order):  # since the next ones were chosen
+            self._arm()
             return
         for key in self._order:
             if key in self._handed or key not in self._waiting:

@@ -365,3 +365,31 @@ async def test_without_depth_nothing_is_handed_over(tmp_path: Path, heir: Heir) 
         assert heir.handed == []
         run.end()
     await core.close()
+
+
+async def test_one_more_urgent_that_comes_while_others_are_made_ready_is_put_before_them(
+    busy: Core, heir: Heir
+) -> None:
+    gate = busy.store.hold("save_all", before=True)
+    await busy.bring(*FOLLOWING[:2])
+    await within(busy.store.entered["save_all"].wait())
+    urgent = task("urgent", priority=3, created_at=90.0)
+    await busy.bring(urgent)
+    await turns()
+    gate.set()
+    await heir.holds(urgent, FOLLOWING[0])
+    await busy.until_status(FOLLOWING[1], "pending")
+
+
+async def test_one_more_urgent_that_comes_while_others_are_taken_back_is_put_before_them(
+    busy: Core, heir: Heir
+) -> None:
+    await busy.bring(*FOLLOWING[:2])
+    await heir.holds(*FOLLOWING[:2])
+    heir.recalls = asyncio.Event()
+    heir.loses_all()
+    urgent = task("urgent", priority=3, created_at=90.0)
+    await busy.bring(urgent)
+    await turns()
+    heir.recalls.set()
+    await heir.holds(urgent, FOLLOWING[0])

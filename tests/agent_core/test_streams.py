@@ -211,6 +211,25 @@ class Stream:
                 return True
         return False
 
+    async def settled(self) -> None:
+        """In a few turns whoever is less urgent than somebody who came is taken back."""
+        for _ in range(200):
+            if not self.overtaken():
+                return
+            await turns(1)
+        raise AssertionError(f"{self.overtaken()} are overtaken by those handed over")
+
+    def overtaken(self) -> list[str]:
+        """Who waits for a slot alone, while less urgent ones are handed over."""
+        handed = {each.launch.key for each in self.executor.handed}
+        least = max((self.executor.tasks[key].priority for key in handed), default=0)
+        return [
+            key.task_id
+            for key in self.core.worker.waiting.by_urgency()
+            if key not in handed and not self.executor.tasks[key].resources
+            if self.executor.tasks[key].priority < least
+        ]
+
     async def drain(self) -> None:
         """Nothing more comes, and everything that runs ends: everybody has a turn."""
         unfinished = set(Status) - FINAL
@@ -256,6 +275,7 @@ async def lived(directory: Path, ahead: int, given_steps: list[tuple[str, Any]])
             await turns(3)
             if name != "submit":
                 await asyncio.sleep(MOMENT)
+                await stream.settled()
             assert executor.wrong == []
         await stream.drain()
         await stream.core.until_idle()
