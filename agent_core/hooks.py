@@ -195,8 +195,10 @@ class Caller:
 
     async def execute(self, start: Start) -> Execution:
         """Begin it. NeverRan if it could not; any other error: `reattach` must tell what became."""
-        async with asyncio.timeout(self._limits.execute):
-            execution = await start.answer
+        at_once, execution = begin(_awaited(start.answer))  # one that was handed over has begun
+        if not at_once:
+            async with asyncio.timeout(self._limits.execute):
+                execution = await execution
         if not isinstance(execution, Execution):
             _broken(start.plugin, "execute", "an Execution", execution)
         _check_handle(start.plugin, execution)
@@ -251,6 +253,10 @@ class Caller:
                 if item.name != "gpus" and told.get(item.name) is None:
                     told[item.name] = getattr(part, item.name)
         return Inventory(**told, gpus=tuple(gpus))
+
+
+async def _awaited(answer: Awaitable[Execution]) -> Execution:
+    return await answer
 
 
 def _accepting(

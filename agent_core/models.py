@@ -6,7 +6,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from agent_core.amended import amending
+from agent_core.amended import amended
 from agent_core.api.resources import NO_ROOM, NOTHING, Device, Free, Resources
 from agent_core.api.wire import Answer, Code, Json
 from agent_core.clock import Clock, Instant
@@ -88,7 +88,7 @@ class Outcome:
         return self.reason is Reason.EXITED and self.exit_code == 0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: see amended.py
 class Task:
     """What somebody asked for, and where it stands.
 
@@ -183,7 +183,7 @@ class Verdict:
         return cls(allowed=False, rule=rule, reason=reason)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: see amended.py
 class Event:
     """What is told to whoever gave the task, stored in one transaction with its move."""
 
@@ -199,10 +199,7 @@ class Event:
 
     def numbered(self, seq: int) -> "Event":
         """This one, under the number that the store gave it."""
-        return _event(self, {"seq": seq})
-
-
-_event = amending(Event)
+        return amended(self, {"seq": seq})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

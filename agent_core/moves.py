@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from agent_core.amended import amending
+from agent_core.amended import amended
 from agent_core.backoff import Backoff
 from agent_core.behind import Behind
 from agent_core.clock import Clock
@@ -12,8 +12,6 @@ from agent_core.errors import Conflict
 from agent_core.lifecycle import EventKind, IllegalMove, Move, Status, advance
 from agent_core.models import Change, Event, Outcome, Task, TaskRun
 from agent_core.protocols import Store
-
-_moved = amending(Task)
 
 
 class Moves:
@@ -88,7 +86,7 @@ class Moves:
         elif outcome is not None:
             changes["outcome"] = outcome
         changes["status"] = transition.target
-        after = _moved(task, changes)
+        after = amended(task, changes)
         event = self._event(transition.event, after, outcome) if transition.event else None
         return after, Change(
             before=task, changes=changes, events=(event,) if event else (), ended_run=ended_run

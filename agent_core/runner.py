@@ -16,7 +16,7 @@ from agent_core.models import Launch, Lost, Outcome, Reason, Task
 from agent_core.place import Place
 from agent_core.protocols import Execution
 from agent_core.recovery import find_run
-from agent_core.signals import resolve
+from agent_core.signals import Once, resolve
 from agent_core.watch import Watch, outcome_of
 from agent_core.workbench import Workbench, made_ready, taking
 
@@ -49,9 +49,9 @@ class Runner:
         self._bench = bench
         self._log = bench.log
         self._stop: Stop | None = None
-        new = asyncio.get_running_loop().create_future  # an event's wait would cost a task a run
-        self._left: asyncio.Future[None] = new()  # the agent leaves
-        self._called: asyncio.Future[None] = new()  # that, or a stop
+        # The agent leaves, or a stop. An event's wait would cost a task a run.
+        self._called: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._left = Once()  # the agent leaves
         self.place = place or Place()
         self._stored = stored
         self._assigning = False  # its start is being stored
@@ -85,7 +85,7 @@ class Runner:
 
     def leave(self) -> None:
         """The agent stops: leave a run that outlives it alone, end any other as lost."""
-        resolve(self._left)
+        self._left.send()
         resolve(self._called)
         self.go()
 
@@ -217,7 +217,7 @@ class Runner:
 
     async def _seek(self, launch: Launch, why: str) -> Execution | None:
         """The run, if it goes on. None: it was brought to its end, or the agent leaves."""
-        found = await find_run(self._bench, self.task, launch, self._left)
+        found = await find_run(self._bench, self.task, launch, self._left.future)
         if found is None or isinstance(found, Execution):
             return found
         if isinstance(found, Lost):
@@ -254,7 +254,7 @@ class Runner:
                 raise
             except Exception as error:
                 self._log.exception("an executor lost sight of a run; asking it again")
-                await asyncio.wait({self._left}, timeout=backoff.next())
+                await asyncio.wait({self._left.future}, timeout=backoff.next())
                 found = await self._seek(launch, why=reason_of(error))
             if found is None:
                 return

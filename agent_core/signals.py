@@ -9,6 +9,28 @@ def resolve(future: "asyncio.Future[None]") -> None:
         future.set_result(None)
 
 
+class Once:
+    """A thing that happens once, and that hardly anybody waits for: a future when it is asked."""
+
+    def __init__(self) -> None:
+        self.sent = False
+        self._future: asyncio.Future[None] | None = None
+
+    def send(self) -> None:
+        self.sent = True
+        if self._future:
+            resolve(self._future)
+
+    @property
+    def future(self) -> "asyncio.Future[None]":
+        """Done when it has happened; one for all who wait."""
+        if self._future is None:
+            self._future = asyncio.get_running_loop().create_future()
+            if self.sent:
+                self._future.set_result(None)
+        return self._future
+
+
 class Signal:
     """Unlike an Event it has no state to clear, so any number may wait without stealing it."""
 

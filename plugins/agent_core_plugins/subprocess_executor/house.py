@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 
 from agent_core import PluginContext, PluginError, remove
 
+from .connecting import connect
 from .known import Away, Known
-from .link import Link, LinkLost, Strange, connect
+from .link import Link, LinkLost, Strange
 from .registry import Registry, ours_alone
 from .spawning import spawn
 from .supervisor import journal

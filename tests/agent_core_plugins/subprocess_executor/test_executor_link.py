@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from agent_core_plugins.subprocess_executor.link import Link, LinkLost, Strange, connect, shortened
+from agent_core_plugins.subprocess_executor.connecting import connect
+from agent_core_plugins.subprocess_executor.link import Link, LinkLost, Strange, shortened
 from agent_core_plugins.subprocess_executor.supervisor.journal import VERSION
 
 Serve = Callable[..., Path]
