@@ -152,6 +152,9 @@ async def _submit_from_elsewhere(url: str, token: str) -> None:
         await asyncio.sleep(0.1)
 
 
+@pytest.mark.skipif(
+    signal.getsignal(signal.SIGHUP) is signal.SIG_IGN, reason="nohup, perhaps, has SIGHUP ignored"
+)
 async def test_a_terminal_that_hangs_up_in_the_middle_leaves_nothing(start: Start) -> None:
     process = await start("--once")
     said = await lines_until(process, "running")
