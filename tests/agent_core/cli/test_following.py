@@ -168,7 +168,10 @@ async def test_a_server_that_goes_away_is_come_back_to_at_the_same_byte(
     await server.start()
     out, err = await process.communicate()
     assert (process.returncode, out) == (0, b"after")
-    assert err == b"remotegpu: the control plane answers again\n"
+    # A machine that is slow enough meets a second outage on the way: it is told like the first.
+    told = err.replace(b"remotegpu: the control plane answers again\n", b"")
+    assert err.endswith(b"the control plane answers again\n")
+    assert all(b"cannot reach" in line for line in told.splitlines())
 
 
 async def test_ctrl_c_leaves_the_task_and_says_how_to_come_back(
