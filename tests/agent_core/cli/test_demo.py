@@ -101,7 +101,7 @@ async def test_once_ends_by_itself_with_every_result_right(start: Start) -> None
     assert sum(int(last[f"primes-{n}-of-8"]["result"]) for n in range(1, 9)) == PRIME_COUNT
     assert "blocked pattern" in last["refused-by-policy"]["result"]
     assert last["fails-twice"]["result"] == "run 3"
-    assert last["gives-way"]["result"] == "run 2"  # it was preempted
+    assert last["gives-way"]["result"] in {"run 2", "run 3"}  # it was preempted
     assert last["sum-of-the-shards"]["result"] == str(PRIME_COUNT)
     assert "did not complete" in last["after-the-refused"]["result"]
     assert last["tells-progress"]["task"]["progress"] in range(10, 101, 10)
