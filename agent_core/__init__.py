@@ -20,6 +20,7 @@ from agent_core.errors import (
     StoreUnusable,
     Unreachable,
 )
+from agent_core.execution import Ahead, Execution
 from agent_core.hookspecs import API_VERSION, hookimpl
 from agent_core.inventory import Gpu, Inventory
 from agent_core.lifecycle import FINAL, HELD, EventKind, Status
@@ -49,15 +50,7 @@ from agent_core.models import (
     Verdict,
 )
 from agent_core.program import find_program, never_ran
-from agent_core.protocols import (
-    AgentHandle,
-    Ahead,
-    Execution,
-    Held,
-    PluginContext,
-    Scheduler,
-    Store,
-)
+from agent_core.protocols import AgentHandle, Held, PluginContext, Scheduler, Store
 from agent_core.removal import remove
 from agent_core.signals import Signal
 

@@ -11,7 +11,7 @@ from agent_core.lifecycle import FINAL
 from agent_core.log import about_nothing, get
 from agent_core.models import Change, Key
 from agent_core.protocols import Store
-from agent_core.signals import resolve
+from agent_core.signals import Bell
 
 GATHER = 0.005  # seconds between two transactions, if nobody waits for one: what comes meanwhile
 AT_LEAST = 0.001  # seconds; an end that comes with its beginning is stored with it
@@ -62,7 +62,7 @@ class Behind:
         self._backoff = backoff()
         self._queue: list[_Entry] = []
         self._hurry = False  # somebody in the queue waits to go on
-        self._gathering: asyncio.Future[None] | None = None
+        self._gathering = Bell()
         self._storing: asyncio.Task[None] | None = None
         self._stored_at = float("-inf")  # loop time of the last transaction's beginning
         self._stuck: list[_Entry] = []  # what could not be kept, and what happened after it
@@ -82,15 +82,14 @@ class Behind:
             self._storing = asyncio.create_task(
                 self._store_all(), name="store what happened", context=about_nothing()
             )
-        elif soon and self._gathering:
-            resolve(self._gathering)
+        elif soon:
+            self._gathering.ring()
         return future
 
     def hurry(self) -> None:
         """Somebody waits by now for what was put here in no hurry."""
         self._hurry = bool(self._queue)
-        if self._gathering:
-            resolve(self._gathering)
+        self._gathering.ring()
 
     async def close(self) -> None:
         """Store nothing more."""
@@ -121,15 +120,8 @@ class Behind:
 
     async def _gather(self) -> None:
         """Until the last transaction is a while ago, or somebody waits."""
-        loop = asyncio.get_running_loop()
-        self._gathering = loop.create_future()
-        until = max(self._stored_at + GATHER, loop.time() + AT_LEAST)
-        timer = loop.call_at(until, resolve, self._gathering)
-        try:
-            await self._gathering
-        finally:
-            timer.cancel()
-            self._gathering = None
+        since = asyncio.get_running_loop().time() - self._stored_at
+        await self._gathering.rings(max(GATHER - since, AT_LEAST))
 
     def _free_to_go(self, batch: Sequence[_Entry]) -> list[_Entry]:
         """Those that follow nothing that is stuck; the others wait behind that."""

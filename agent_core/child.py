@@ -29,9 +29,9 @@ from typing import Any, Self
 
 from agent_core import processes
 from agent_core.errors import NeverRan, RemoteGPUError
+from agent_core.execution import Execution
 from agent_core.models import Launch, Lost, NeverStarted, Outcome, Piece, Reason, Stream, Usage
 from agent_core.program import PATH, never_ran
-from agent_core.protocols import Execution
 
 BEGAN = ".began"  # a file in the scratch directory: this start was tried
 CAP = 1024 * 1024  # bytes kept of each stream

@@ -5,8 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from agent_core.backoff import pause
-from agent_core.errors import StoreError, Unreachable
-from agent_core.hooks import reason_of
+from agent_core.errors import StoreError, Unreachable, reason_of
 from agent_core.log import get
 from agent_core.models import Claim, Demand, Task
 from agent_core.workbench import Workbench

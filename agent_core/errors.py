@@ -75,3 +75,11 @@ class Refused(RemoteGPUError):
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.business_code = code
+
+
+def reason_of(error: BaseException) -> str:
+    """An exception as words for a task's record."""
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    text = str(error)
+    return text if isinstance(error, RemoteGPUError) and text else f"{type(error).__name__}: {text}"

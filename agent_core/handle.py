@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Collection, Mapping, Sequence
 
 from agent_core.api.wire import Answer, Code
-from agent_core.hooks import Caller, reason_of
+from agent_core.errors import reason_of
+from agent_core.hooks import Caller
 from agent_core.inventory import Inventory
 from agent_core.lifecycle import Status
 from agent_core.local import Local

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, NoReturn, cast
 
 import pluggy
 
-from agent_core.errors import NeverRan, PluginError, RemoteGPUError
+from agent_core.errors import NeverRan, PluginError, reason_of
+from agent_core.execution import Execution
 from agent_core.hookspecs import Hooks
 from agent_core.inventory import Inventory
 from agent_core.log import get
@@ -25,7 +26,7 @@ from agent_core.models import (
     Verdict,
 )
 from agent_core.prompt import begin
-from agent_core.protocols import AgentHandle, Execution, Scheduler, Store
+from agent_core.protocols import AgentHandle, Scheduler, Store
 
 PLAIN = frozenset({str, int, float, bool})  # JSON, without looking into it
 Implementation = tuple[str, Callable[..., Any]]
@@ -292,11 +293,3 @@ def _broken(plugin: str, hook: str, wanted: str, got: object) -> NoReturn:
         f"the plugin {plugin} broke its contract: {hook} must answer with {wanted}, "
         f"not {type(got).__name__}"
     )
-
-
-def reason_of(error: BaseException) -> str:
-    """An exception as words for a task's record."""
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    text = str(error)
-    return text if isinstance(error, RemoteGPUError) and text else f"{type(error).__name__}: {text}"

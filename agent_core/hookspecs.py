@@ -47,6 +47,7 @@ from collections.abc import Awaitable, Sequence
 
 import pluggy
 
+from agent_core.execution import Execution
 from agent_core.inventory import Inventory
 from agent_core.models import (
     Claim,
@@ -59,7 +60,7 @@ from agent_core.models import (
     Task,
     Verdict,
 )
-from agent_core.protocols import AgentHandle, Execution, Scheduler, Store
+from agent_core.protocols import AgentHandle, Scheduler, Store
 
 API_VERSION = 1  # a plugin may name the versions it knows: `api_versions = {1}`
 GROUP = "agent_core"  # of entry points, and pluggy's project name

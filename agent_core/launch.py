@@ -176,9 +176,7 @@ def clear_room(launch: Launch, *, keep: bool = False) -> bool:
     if keep and not _as_made(launch.scratch):
         return False
     clear = True
-    for path in _made(launch):
-        if keep and path == launch.scratch:
-            continue
+    for path in _beside(launch) if keep else _made(launch):
         remove = os.rmdir if path == launch.scratch else os.unlink
         try:
             remove(path)
@@ -212,5 +210,10 @@ def clear_full_room(launch: Launch) -> None:
 
 
 def _made(launch: Launch) -> list[str]:
+    return [*_beside(launch), launch.scratch]
+
+
+def _beside(launch: Launch) -> list[str]:
+    """The files that stand beside the directory."""
     script = [launch.script[0]] if launch.script else []
-    return [launch.progress, *script, launch.scratch]
+    return [launch.progress, *script]

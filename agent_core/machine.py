@@ -7,11 +7,7 @@ from agent_core.api.resources import Device, Free, Resources
 from agent_core.clock import Clock
 from agent_core.inventory import Inventory
 from agent_core.log import get
-from agent_core.models import (
-    Key,
-    Running,
-    Task,
-)
+from agent_core.models import Key, Running, Task
 
 GIB = 2**30
 

@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import Callable
 
+from agent_core.execution import Ahead
 from agent_core.hooks import Start
 from agent_core.log import get
-from agent_core.protocols import Ahead
 from agent_core.signals import resolve
 from agent_core.workbench import Workbench
 

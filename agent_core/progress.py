@@ -7,10 +7,10 @@ import stat
 from dataclasses import replace
 
 from agent_core.clock import Clock
-from agent_core.hooks import reason_of
+from agent_core.errors import reason_of
+from agent_core.execution import Execution
 from agent_core.log import get
 from agent_core.models import Piece, Progress, Stream
-from agent_core.protocols import Execution
 
 AGE = 1.0  # seconds for which a progress that was read is good enough
 TAIL_LIMIT = 5.0  # seconds for an executor to say what a run printed

@@ -5,12 +5,12 @@ import os
 from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 
-from agent_core.errors import StoreError
-from agent_core.hooks import reason_of
+from agent_core.errors import StoreError, reason_of
+from agent_core.execution import Execution
 from agent_core.lifecycle import HELD, Status
 from agent_core.log import get
 from agent_core.models import Key, Launch, Lost, NeverStarted, Task
-from agent_core.protocols import Execution, Store
+from agent_core.protocols import Store
 from agent_core.removal import remove
 from agent_core.workbench import Workbench
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from agent_core import launch as launching
 from agent_core.log import about_nothing
 from agent_core.models import Launch
-from agent_core.signals import resolve
+from agent_core.signals import Bell
 
 GATHER = 0.05  # seconds for which rooms that are left wait for company
 LEFT = 1000  # rooms at most that wait; then those who leave wait until some are gone
@@ -27,7 +27,7 @@ class Rooms:
         self._making: asyncio.Task[None] | None = None
         self._left: list[tuple[Launch, bool]] = []
         self._leaving: asyncio.Task[None] | None = None
-        self._pause: asyncio.Future[None] | None = None
+        self._pause = Bell()
         self._over = False  # whatever is left goes at once
         self._spare: deque[str] = deque()  # used and filled in the thread whose turn it is
         self._turn = asyncio.Lock()
@@ -56,8 +56,7 @@ class Rooms:
         """Returns when nothing is left of those that were left."""
         while self._leaving:
             self._over = True
-            if self._pause:
-                resolve(self._pause)
+            self._pause.ring()
             await asyncio.wait({self._leaving})
 
     async def _make_all(self) -> None:
@@ -86,7 +85,7 @@ class Rooms:
         try:
             quiet = 0.0
             while quiet < QUIET and not (self._over and not self._left):
-                await self._gather()
+                await self._pause.rings(GATHER)
                 quiet = 0.0 if self._left else quiet + GATHER
                 while self._left:
                     batch, self._left = self._left, []
@@ -97,16 +96,6 @@ class Rooms:
             self._leaving, self._over = None, False
         if self._left:  # while the last of the spare ones went
             self._leave_soon()
-
-    async def _gather(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._pause = loop.create_future()
-        timer = loop.call_later(GATHER, resolve, self._pause)
-        try:
-            await self._pause
-        finally:
-            timer.cancel()
-            self._pause = None
 
     async def _clear_all(self, batch: Sequence[tuple[Launch, bool]]) -> None:
         async with self._turn:

@@ -8,13 +8,13 @@ from agent_core import launch as launching
 from agent_core.clock import Instant
 from agent_core.course import Course
 from agent_core.endings import Stop
-from agent_core.errors import Conflict, NeverRan
-from agent_core.hooks import Start, reason_of
+from agent_core.errors import Conflict, NeverRan, reason_of
+from agent_core.execution import Execution
+from agent_core.hooks import Start
 from agent_core.lifecycle import Move, Status
 from agent_core.log import about_from_now_on
 from agent_core.models import Launch, Lost, Outcome, Reason, Task
 from agent_core.place import Place
-from agent_core.protocols import Execution
 from agent_core.recovery import find_run
 from agent_core.signals import Once, resolve
 from agent_core.watch import Watch, outcome_of

@@ -9,6 +9,35 @@ def resolve(future: "asyncio.Future[None]") -> None:
         future.set_result(None)
 
 
+class Bell:
+    """Rung by whatever happens, or by time: a wait at half the cost of asyncio.wait's, where only
+    the first of several things is waited for, again and again.
+    """
+
+    def __init__(self) -> None:
+        self._rung: asyncio.Future[None] | None = None
+
+    def ring(self, _: object = None) -> None:
+        """Let whoever waits go on; nobody hears it later. May be a future's callback."""
+        if self._rung:
+            resolve(self._rung)
+
+    @property
+    def awaited(self) -> bool:
+        return self._rung is not None
+
+    async def rings(self, most: float) -> None:
+        """Returns at the next ring, or `most` seconds from now. One waits at a time."""
+        loop = asyncio.get_running_loop()
+        self._rung = loop.create_future()
+        timer = loop.call_later(most, self.ring)
+        try:
+            await self._rung
+        finally:
+            timer.cancel()
+            self._rung = None
+
+
 class Once:
     """A thing that happens once, and that hardly anybody waits for: a future when it is asked."""
 

@@ -52,15 +52,6 @@ class Slots:
         self._log = get("worker")
 
     @property
-    def free(self) -> int:
-        return self.machine.free_slots
-
-    @property
-    def tasks(self) -> list[Task]:
-        """What runs, or ran and is not stored so yet, each as it stands now."""
-        return [each.task for key, each in self._runners.items() if key not in self._armed]
-
-    @property
     def armed(self) -> Set[Key]:
         """Those whose start is stored ahead of their slot."""
         return self._armed

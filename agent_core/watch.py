@@ -4,16 +4,15 @@ import asyncio
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from agent_core import endings
 from agent_core.clock import Clock, Instant
 from agent_core.endings import Stop
 from agent_core.errors import PluginError
+from agent_core.execution import Execution
 from agent_core.log import get
 from agent_core.models import Outcome, Reason
-from agent_core.protocols import Execution
-from agent_core.signals import resolve
+from agent_core.signals import Bell
 
 LONGEST_WAIT = 60.0  # seconds; then the timeout is looked at again, for machines that slept
 KILL_AGAIN = 5.0  # seconds between two KILLs to a tree that does not end
@@ -84,35 +83,14 @@ def _checked(outcome: Outcome) -> Outcome:
     return outcome
 
 
-class _Bell:
-    """Rings when one of several things happens, or after a time; `asyncio.wait` at half the cost
-    where only the first of them is waited for, again and again.
-    """
-
-    def __init__(self, *things: "asyncio.Future[Any]") -> None:
-        self._rung: asyncio.Future[None] | None = None
-        for thing in things:
-            thing.add_done_callback(self._ring)
-
-    async def rings(self, most: float) -> None:
-        """Returns at the next ring, or `most` seconds from now."""
-        loop = asyncio.get_running_loop()
-        self._rung = loop.create_future()
-        timer = loop.call_later(most, self._ring)
-        try:
-            await self._rung
-        finally:
-            timer.cancel()
-
-    def _ring(self, _: object = None) -> None:
-        if self._rung:
-            resolve(self._rung)
-
-
 async def _ended_or_stopped(watch: Watch, waiter: "asyncio.Future[Outcome]") -> Stop | None:
     """Wait for the run's end (None), a stop, its timeout, lost contact, or our leaving (None)."""
     begun = watch.begun
-    bell = _Bell(waiter, watch.called, *([begun] if begun else []))
+    bell = Bell()
+    waiter.add_done_callback(bell.ring)
+    watch.called.add_done_callback(bell.ring)
+    if begun:
+        begun.add_done_callback(bell.ring)
     while not waiter.done() and not watch.called.done():
         left = watch.timeout - watch.started_at.age(watch.clock)
         if left <= 0:

@@ -10,8 +10,8 @@ from agent_core import launch as launching
 from agent_core.api.wire import Code
 from agent_core.backoff import Backoff
 from agent_core.clock import Clock, Instant
-from agent_core.errors import NeverRan
-from agent_core.hooks import Caller, Start, reason_of
+from agent_core.errors import NeverRan, reason_of
+from agent_core.hooks import Caller, Start
 from agent_core.leases import Leases
 from agent_core.log import get
 from agent_core.machine import Machine

@@ -27,8 +27,9 @@ import structlog
 
 from agent_core.clock import Instant, SystemClock
 from agent_core.errors import NeverRan
+from agent_core.execution import Execution
 from agent_core.models import Key, Launch, Outcome, Reason
-from agent_core.protocols import Execution, PluginContext
+from agent_core.protocols import PluginContext
 
 PATIENCE = 30.0  # seconds after which a wait counts as one that never returns
 SECRET = "planted-9f1c2d"  # noqa: S105 (it is to be looked for)

@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable, Generator, Mapping
 from agent_core.api.wire import Json
 from agent_core.clock import Instant
 from agent_core.errors import RemoteGPUError
+from agent_core.execution import Ahead, Execution
 from agent_core.hookspecs import hookimpl
 from agent_core.models import Launch, Lost, NeverStarted, Outcome, Piece, Reason, Stream
-from agent_core.protocols import Ahead, Execution
 
 PATIENCE = 20.0  # seconds after which a start that a test waits for counts as one that never comes
 Found = Execution | NeverStarted | Lost

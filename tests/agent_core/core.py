@@ -300,7 +300,7 @@ class Core:
         """No runner is left."""
 
         async def idle() -> bool:
-            return not self.worker.slots.tasks
+            return self.worker.slots.keys <= self.worker.slots.armed
 
         await until(idle)
 

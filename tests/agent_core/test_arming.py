@@ -8,6 +8,7 @@ import pytest
 
 from agent_core.api.resources import Resources
 from agent_core.clock import Instant
+from agent_core.execution import Execution
 from agent_core.hookspecs import hookimpl
 from agent_core.inventory import Inventory
 from agent_core.lifecycle import Status
@@ -16,7 +17,6 @@ from agent_core.models import (
     Lease,
     Task,
 )
-from agent_core.protocols import Execution
 from agent_core.testing.clock import TurnedClock
 from agent_core.testing.executors import HandExecutor, HandRun
 from tests.agent_core.core import Core, task, turns, until, within

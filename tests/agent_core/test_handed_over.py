@@ -19,6 +19,7 @@ from tests.agent_core.core import Core, task, turns, until, within
 
 RUNNING = task("r1", created_at=1.0)
 FOLLOWING = [task(f"f{n}", created_at=10.0 + n) for n in range(4)]
+URGENT = task("urgent", priority=3, created_at=90.0)
 
 
 class Heir(HeirExecutor):
@@ -47,6 +48,15 @@ async def busy(tmp_path: Path, heir: Heir) -> AsyncIterator[Core]:
 
 def first(heir: Heir) -> HandRun:
     return next(iter(heir.runs.values()))
+
+
+async def one_is_recalled(busy: Core, heir: Heir) -> None:
+    """It was handed over, and something more urgent has come; the recall waits for `recalls`."""
+    await busy.bring(*FOLLOWING[:1])
+    await heir.holds(*FOLLOWING[:1])
+    heir.recalls = asyncio.Event()
+    await busy.bring(URGENT)
+    await busy.until_status(URGENT, "assigned")
 
 
 async def test_the_next_begin_by_themselves_in_order_and_each_takes_the_slot_that_was_left(
@@ -94,32 +104,22 @@ async def test_a_slot_that_nobody_passed_on_is_given_to_the_first(busy: Core, he
 async def test_something_more_urgent_is_put_before_all_that_was_handed_over(
     busy: Core, heir: Heir
 ) -> None:
-    await busy.bring(*FOLLOWING[:1])
-    await heir.holds(*FOLLOWING[:1])
-    urgent = task("urgent", priority=3, created_at=90.0)
-    heir.recalls = asyncio.Event()
-    await busy.bring(urgent)
-    await busy.until_status(urgent, "assigned")
+    await one_is_recalled(busy, heir)
     await turns()
     heir.recalls.set()
-    await heir.holds(urgent, FOLLOWING[0])
+    await heir.holds(URGENT, FOLLOWING[0])
 
 
 async def test_one_that_begins_while_it_is_recalled_runs_once(busy: Core, heir: Heir) -> None:
-    await busy.bring(*FOLLOWING[:1])
-    await heir.holds(*FOLLOWING[:1])
-    urgent = task("urgent", priority=3, created_at=90.0)
-    heir.recalls = asyncio.Event()
-    await busy.bring(urgent)
-    await busy.until_status(urgent, "assigned")
+    await one_is_recalled(busy, heir)
     run = await heir.passes_on()
     first(heir).end()
     heir.recalls.set()
     await busy.until_status(FOLLOWING[0], "running")
-    await heir.holds(urgent)
+    await heir.holds(URGENT)
     run.end()
     assert (await busy.until_status(FOLLOWING[0], "completed")).run_no == 1
-    assert (await heir.next_run()).launch.key == urgent.key
+    assert (await heir.next_run()).launch.key == URGENT.key
     assert len(heir.runs) == 3
 
 
@@ -194,11 +194,10 @@ async def test_what_was_cancelled_while_it_was_handed_over_is_not_asked_back_for
     await heir.holds(*FOLLOWING[:1])
     assert await busy.worker.cancel(FOLLOWING[0].key, code=7, reason="by Ada")
     await busy.until_status(FOLLOWING[0], "cancelled")
-    urgent = task("urgent", priority=3, created_at=90.0)
-    await busy.bring(urgent)
-    await heir.holds(urgent)
+    await busy.bring(URGENT)
+    await heir.holds(URGENT)
     first(heir).end()
-    assert (await heir.passes_on()).launch.key == urgent.key
+    assert (await heir.passes_on()).launch.key == URGENT.key
 
 
 async def test_what_goes_back_to_its_source_was_taken_back_and_may_come_again(
@@ -215,12 +214,11 @@ async def test_what_goes_back_to_its_source_was_taken_back_and_may_come_again(
         assert ended.outcome
         assert ended.outcome.reason is Reason.RELEASED
     await heir.holds()
-    urgent = task("urgent", priority=3, created_at=90.0)
     again = replace(FOLLOWING[0], attempt_id="a2")
     await busy.bring(again)
     await heir.holds(again)
-    await busy.bring(urgent)
-    await heir.holds(urgent, again)
+    await busy.bring(URGENT)
+    await heir.holds(URGENT, again)
 
 
 async def test_those_whose_executor_has_them_no_more_are_handed_over_anew_in_their_order(
@@ -324,9 +322,8 @@ async def test_a_recall_that_fails_is_asked_again_until_its_executor_can_tell(
     await busy.until_status(FOLLOWING[0], "cancelled")
     await heir.holds(FOLLOWING[1])
     heir.recall_errors.extend(OSError("cannot tell") for _ in range(3))
-    urgent = task("urgent", priority=3, created_at=90.0)
-    await busy.bring(urgent)
-    await heir.holds(urgent, FOLLOWING[1])
+    await busy.bring(URGENT)
+    await heir.holds(URGENT, FOLLOWING[1])
 
 
 async def test_after_a_kill_what_was_handed_over_waits_again_and_is_handed_over_anew(
@@ -373,11 +370,10 @@ async def test_one_more_urgent_that_comes_while_others_are_made_ready_is_put_bef
     gate = busy.store.hold("save_all", before=True)
     await busy.bring(*FOLLOWING[:2])
     await within(busy.store.entered["save_all"].wait())
-    urgent = task("urgent", priority=3, created_at=90.0)
-    await busy.bring(urgent)
+    await busy.bring(URGENT)
     await turns()
     gate.set()
-    await heir.holds(urgent, FOLLOWING[0])
+    await heir.holds(URGENT, FOLLOWING[0])
     await busy.until_status(FOLLOWING[1], "pending")
 
 
@@ -388,8 +384,7 @@ async def test_one_more_urgent_that_comes_while_others_are_taken_back_is_put_bef
     await heir.holds(*FOLLOWING[:2])
     heir.recalls = asyncio.Event()
     heir.loses_all()
-    urgent = task("urgent", priority=3, created_at=90.0)
-    await busy.bring(urgent)
+    await busy.bring(URGENT)
     await turns()
     heir.recalls.set()
-    await heir.holds(urgent, FOLLOWING[0])
+    await heir.holds(URGENT, FOLLOWING[0])

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from agent_core.api.wire import Answer, Json
-from agent_core.errors import NeverRan, PluginError, Unreachable
-from agent_core.hooks import Caller, Limits, reason_of
+from agent_core.errors import NeverRan, PluginError, Unreachable, reason_of
+from agent_core.execution import Execution
+from agent_core.hooks import Caller, Limits
 from agent_core.hookspecs import hookimpl
 from agent_core.inventory import Gpu, Inventory
 from agent_core.lifecycle import EventKind
@@ -24,7 +25,6 @@ from agent_core.models import (
     Receipt,
     Verdict,
 )
-from agent_core.protocols import Execution
 from agent_core.testing.executors import HandExecutor, HandRun
 from tests.agent_core.core import (
     Allow,

@@ -26,7 +26,7 @@ def identity(path: str) -> int:
 async def until_cleared(many: Rooms) -> None:
     """Until those that were left have been looked at; spare ones still stand."""
     async with asyncio.timeout(10):
-        while many._left or many._turn.locked() or many._pause is None:
+        while many._left or many._turn.locked() or not many._pause.awaited:
             await asyncio.sleep(0.001)
 
 

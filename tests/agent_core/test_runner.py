@@ -16,6 +16,7 @@ from agent_core.child import ChildExecution
 from agent_core.clock import Instant
 from agent_core.endings import Stop
 from agent_core.errors import Conflict, NeverRan, StoreError, StoreFull
+from agent_core.execution import Execution
 from agent_core.hookspecs import hookimpl
 from agent_core.lifecycle import Status
 from agent_core.models import (
@@ -29,7 +30,6 @@ from agent_core.models import (
     Task,
     Verdict,
 )
-from agent_core.protocols import Execution
 from agent_core.runner import STARTS, Runner
 from agent_core.testing.clock import TurnedClock
 from agent_core.testing.executors import HandRun

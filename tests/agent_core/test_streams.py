@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent_core.api.resources import Resources
+from agent_core.execution import Execution
 from agent_core.hookspecs import hookimpl
 from agent_core.inventory import Gpu, Inventory
 from agent_core.lifecycle import FINAL, Status
@@ -20,7 +21,6 @@ from agent_core.models import (
     Reason,
     Task,
 )
-from agent_core.protocols import Execution
 from agent_core.testing.executors import HandRun, HandStart, HeirExecutor
 from tests.agent_core.core import Core, task, turns
 

@@ -108,7 +108,6 @@ def _set_fact() -> ClauseElement:
 SET_FACT = prepared(_set_fact())
 
 
-@cache  # a dozen moves, each with its own columns
 def move(columns: tuple[str, ...]) -> Prepared:
     """UPDATE of these columns, in this order, if the task still has this status and start id."""
     statement: Update = (

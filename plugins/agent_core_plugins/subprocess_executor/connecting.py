@@ -6,8 +6,11 @@ import socket
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
-from .link import NO_ENV, Link, Strange
+from .link import Link, Strange
+
+NO_ENV: Mapping[str, str] = MappingProxyType({})
 
 
 async def connect(directory: Path, journal_id: str, env: Mapping[str, str] = NO_ENV) -> Link:

@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping
 from itertools import count
-from types import MappingProxyType
 from typing import Any
 
 from .known import Known, Line
@@ -14,7 +13,6 @@ Hear = Callable[[Line | None], None]
 # It began by itself; or it waits no more, and did not begin as far as we know.
 Ahead = tuple[Callable[[], None], Callable[[], None]]
 HELLO_TIMEOUT = 10.0  # seconds until a supervisor that says nothing counts as away for now
-NO_ENV: Mapping[str, str] = MappingProxyType({})
 LINE_LIMIT = 8 * 1024 * 1024  # bytes of one request, the supervisor's own bound
 INBOX = 65536  # bytes that are read at once
 LET_GO = 0.1  # seconds for which runs that were forgotten may wait for something else to be said

@@ -91,6 +91,13 @@ async def claiming(site: Any, need: Need) -> Any:
         await asyncio.gather(job, return_exceptions=True)
 
 
+async def brought_one(server: ScriptedServer, desk: Desk, job: "asyncio.Task[Claim]") -> None:
+    """The first claim is answered with a task."""
+    await server.wait_for(CLAIM)
+    desk.give("t1")
+    await job
+
+
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(10):
         while not condition():
@@ -173,9 +180,7 @@ async def test_a_change_that_came_before_the_claim_is_not_missed(
     need.set(5)
     async with opened() as site:
         job = asyncio.create_task(site.client.claim(stale))
-        await server.wait_for(CLAIM)
-        desk.give("t1")
-        await job
+        await brought_one(server, desk, job)
     assert [body["limit"] for body in bodies(server)] == [5]
 
 
@@ -389,9 +394,7 @@ async def test_claims_that_only_fill_up_what_is_had_ready_gather(
     clock = TurnedClock()
     need = Need(1)
     async with opened(clock=clock) as site, claiming(site, need) as job:
-        await server.wait_for(CLAIM)
-        desk.give("t1")
-        await job
+        await brought_one(server, desk, job)
         need.set(1, idle=0)
         async with claiming(site, need):
             await clock.until_sleeping(4)
@@ -418,9 +421,7 @@ async def test_claims_gather_no_longer_than_what_is_had_ready_lasts(
     clock = TurnedClock()
     need = Need(1)
     async with opened(clock=clock) as site, claiming(site, need) as job:
-        await server.wait_for(CLAIM)
-        desk.give("t1")
-        await job
+        await brought_one(server, desk, job)
         need.set(3, idle=0)
         async with claiming(site, need):
             await clock.until_sleeping(4)
