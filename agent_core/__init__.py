@@ -49,7 +49,7 @@ from agent_core.models import (
     Usage,
     Verdict,
 )
-from agent_core.program import find_program, never_ran
+from agent_core.program import find_program, never_ran, site_path
 from agent_core.protocols import AgentHandle, Held, PluginContext, Scheduler, Store
 from agent_core.removal import remove
 from agent_core.signals import Signal
@@ -151,5 +151,6 @@ __all__ = [
     "remove",
     "resources",
     "signal_name",
+    "site_path",
     "wire",
 ]

@@ -3,7 +3,7 @@
     class MyExecutor:
         @hookimpl
         def execute(self, launch: Launch) -> Awaitable[Execution]:
-            return ChildExecution.start(launch, ["my-wrapper", "--", *launch.argv], env=…)
+            return ChildExecution.start(launch, ["my-wrapper", "--", *launch.words], env=…)
 
         @hookimpl
         async def reattach(self, launch: Launch, running: bool) -> NeverStarted | Lost:
@@ -144,6 +144,7 @@ class ChildExecution(Execution):
         try:
             process = subprocess.Popen(  # noqa: ASYNC220 (takes a millisecond)
                 argv,
+                executable=launch.program or None if argv == list(launch.argv) else None,
                 env=env,
                 cwd=cwd,
                 stdin=subprocess.DEVNULL,

@@ -138,7 +138,10 @@ class Caller:
         return claim
 
     async def validate(self, task: Task, launch: Launch) -> Verdict:
-        """The first denial, else the first word of consent. Silence and errors are denials."""
+        """The first denial, else the consent that says what to run, or the first one.
+
+        Silence and errors are denials.
+        """
         consent: Verdict | None = None
         for plugin, function in self._asked["validate"]:
             limit: asyncio.Timeout | None = None
@@ -157,7 +160,11 @@ class Caller:
                 return Verdict.deny(f"the validator {plugin} gave no verdict")
             if not verdict.allowed:
                 return verdict
-            consent = consent or verdict
+            if consent is not None and consent.argv and verdict.argv:
+                if (consent.argv, consent.program) != (verdict.argv, verdict.program):
+                    return Verdict.deny(f"the validator {plugin} would run something else")
+            elif consent is None or verdict.argv:
+                consent = verdict
         return consent or Verdict.deny("no validator is enabled")
 
     def lacks(self, executor: str) -> str:

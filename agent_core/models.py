@@ -164,6 +164,12 @@ class Launch:
     devices: tuple[str, ...] = ()  # UUIDs of its GPUs, which stand in its environment already
     stored_at: Instant | None = None  # when the start was stored, for reattach
     handle: Mapping[str, Json] = field(default_factory=dict)  # of the run, for reattach
+    program: str = ""  # path of the file to execute, as a validator found it; "": argv[0] says
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """argv for a wrapper that looks its program up by the first word."""
+        return (self.program, *self.argv[1:]) if self.program else self.argv
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,14 +179,18 @@ class Verdict:
     allowed: bool
     rule: str = ""  # the rule that decided, as the site wrote it
     reason: str = ""  # one sentence, for the person who submitted the task
+    argv: tuple[str, ...] = ()  # what is to be executed instead of the launch's own; (): that
+    program: str = ""  # the file that is to be executed, absolute; "": as argv[0] says
 
     @classmethod
-    def allow(cls, rule: str = "") -> "Verdict":
-        return cls(allowed=True, rule=rule)
+    def allow(cls, rule: str = "", *, argv: tuple[str, ...] = (), program: str = "") -> "Verdict":
+        """Consent; with `argv` and `program` to exactly this, which core executes then."""
+        return cls(allowed=True, rule=rule, argv=argv, program=program)
 
     @classmethod
-    def deny(cls, reason: str, rule: str = "") -> "Verdict":
-        return cls(allowed=False, rule=rule, reason=reason)
+    def deny(cls, reason: str, rule: str = "", *, argv: tuple[str, ...] = ()) -> "Verdict":
+        """Refusal; `argv` is what was judged, for people."""
+        return cls(allowed=False, rule=rule, reason=reason, argv=argv)
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: see amended.py

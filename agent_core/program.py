@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 from collections.abc import Mapping, Sequence
 
 from agent_core.errors import NeverRan
@@ -11,6 +12,7 @@ PASSING = frozenset(
     {errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EDQUOT}
 )
 PATH = "/usr/local/bin:/usr/bin:/bin"  # where programs are looked for if the task has no PATH
+SITE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # an agent without one
 
 
 def never_ran(
@@ -57,12 +59,22 @@ def never_ran(
     return NeverRan(f"{program} cannot be started: {reason}")
 
 
+def site_path(environ: Mapping[str, str]) -> str:
+    """PATH without the agent's virtual environment: a task's python3 is the site's."""
+    path = environ.get("PATH", "")
+    if sys.prefix != sys.base_prefix:
+        own = os.path.realpath(os.path.join(sys.prefix, "bin"))
+        parts = [part for part in path.split(os.pathsep) if part and os.path.realpath(part) != own]
+        path = os.pathsep.join(parts)
+    return path or SITE_PATH
+
+
 def find_program(launch: Launch, env: Mapping[str, str]) -> str:
-    """The file that `launch.argv[0]` names, for executors whose wrapper would not tell.
+    """The file that is to be executed, for executors whose wrapper would not tell.
 
     Raises NeverRan if there is none, or it is not executable.
     """
-    name, path = launch.argv[0], env.get("PATH", PATH)
+    name, path = launch.program or launch.argv[0], env.get("PATH", PATH)
     if "/" in name:
         candidates = [os.path.join(launch.cwd, name)]
     else:

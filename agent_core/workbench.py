@@ -1,7 +1,7 @@
 """What every run of one agent works with, and the judgement that stands before each start."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,8 @@ async def consider(
         words = f"nothing can be started from its description ({reason_of(error)})"
         return None, endings.never_ran(NeverRan(words))
     verdict = await bench.hooks.validate(task, launch)
+    if verdict.allowed and verdict.argv:
+        launch = replace(launch, argv=verdict.argv, program=verdict.program)
     return launch, None if verdict.allowed else endings.refused(Code.POLICY, verdict.reason)
 
 

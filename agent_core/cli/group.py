@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "logs": ("agent_core.cli.logs:logs", "Print what a task wrote, or follow it live."),
     "cancel": ("agent_core.cli.cancel:cancel", "Cancel tasks, waiting or running."),
     "agent": ("agent_core.cli.agent:agent", "Run the agent on this machine."),
+    "policy": ("agent_core.cli.policy:policy", "Say whether a command may run on this machine."),
     "plugins": (
         "agent_core.cli.plugins:plugins",
         "Show which plugins are enabled, and from where.",

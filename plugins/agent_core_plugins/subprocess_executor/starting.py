@@ -41,6 +41,7 @@ class Starter:
                 "t": "start",
                 "s": launch.start_id,
                 "argv": launch.argv,
+                "file": launch.program,
                 "env": env,
                 "cwd": launch.cwd,
                 "out": [self.tools.kept(launch.start_id, stream) for stream in STREAMS],

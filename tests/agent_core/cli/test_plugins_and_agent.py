@@ -73,4 +73,4 @@ async def test_an_agent_that_cannot_start_says_why(remotegpu: Remotegpu, tmp_pat
     )
     done = await remotegpu("agent", "--settings", "s.toml", "--json")
     assert (done.code, done.out) == (1, "")
-    assert "no enabled plugin executes" in json.loads(done.err)["error"]["message"]
+    assert "no enabled plugin executes" in json.loads(done.err.splitlines()[-1])["error"]["message"]

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from agent_core import NeverRan, PluginError
+from agent_core.program import SITE_PATH
 from agent_core.testing.executor import begin, end, make_launch
 from agent_core_plugins.subprocess_executor import SubprocessExecutor
-from agent_core_plugins.subprocess_executor.environment import NAMES, PATH, passed_through
+from agent_core_plugins.subprocess_executor.environment import NAMES, passed_through
 
 Make = Callable[..., SubprocessExecutor]
 
@@ -82,8 +83,8 @@ def test_a_task_finds_the_sites_python_and_not_the_agents() -> None:
     own = os.path.join(sys.prefix, "bin")
     found = passed_through(NAMES, {"PATH": f"/opt/bin:{own}::/usr/bin"})
     assert found == {"PATH": "/opt/bin:/usr/bin"}
-    assert passed_through(NAMES, {"PATH": own}) == {"PATH": PATH}
-    assert passed_through((), {"PATH": "/site"}) == {"PATH": PATH}
+    assert passed_through(NAMES, {"PATH": own}) == {"PATH": SITE_PATH}
+    assert passed_through((), {"PATH": "/site"}) == {"PATH": SITE_PATH}
 
 
 def test_a_runtime_directory_that_cannot_be_used_stops_the_start(make: Make, runtime: Path) -> None:

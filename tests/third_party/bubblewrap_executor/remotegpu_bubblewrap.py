@@ -55,7 +55,7 @@ class Bubblewrap:
         find_program(launch, env)
         return await ChildExecution.start(
             launch,
-            [self._bwrap, *self._sandbox(launch, env), *launch.argv],
+            [self._bwrap, *self._sandbox(launch, env), *launch.words],
             env={},  # bwrap stands outside: a task must not choose its PATH or LD_PRELOAD
             grace=self._settings.grace,
             wrapped=True,  # a TERM is for the task, not for bwrap

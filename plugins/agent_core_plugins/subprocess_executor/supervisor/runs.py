@@ -68,7 +68,9 @@ class Runs:
         run = Run(start_id, asked["out"], asked["cap"])
         run.passes = asked.get("passes") is True
         try:
-            run.pid, run.fifos = self._spawner.start(start_id, asked["argv"], env, asked["cwd"])
+            run.pid, run.fifos = self._spawner.start(
+                start_id, asked["argv"], env, asked["cwd"], asked.get("file", "")
+            )
         except Refused as refused:
             self._note("never", start_id, f'"errno":{refused.errno},"stage":"{refused.stage}"')
             self._never(start_id, refused)

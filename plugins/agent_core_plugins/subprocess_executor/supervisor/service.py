@@ -257,7 +257,8 @@ def _check(asked: Line) -> None:
     argv, out = asked["argv"], asked["out"]
     lists = type(argv) is list and argv and type(out) is list and len(out) == 2
     sound = lists and type(asked["env"]) is dict
-    texts = all(type(text) is str for text in (asked["cwd"], argv[0], *out))
+    named = (asked["cwd"], argv[0], asked.get("file", ""), *out)
+    texts = all(type(text) is str for text in named)
     numbers = type(asked["cap"]) is int and type(asked.get("until", 0.0)) is float
     if not sound or not texts or not numbers or not plain(asked["s"]):
         raise ValueError("a start that cannot be read")  # exec looks at the other texts

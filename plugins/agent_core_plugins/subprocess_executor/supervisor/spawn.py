@@ -38,11 +38,12 @@ class Spawner:
         resource.setrlimit(resource.RLIMIT_NOFILE, self._ours)
 
     def start(
-        self, start_id: str, argv: list[str], env: dict[str, str], cwd: str
+        self, start_id: str, argv: list[str], env: dict[str, str], cwd: str, file: str = ""
     ) -> tuple[int, tuple[int, int]]:
         """Start it; its pid, and our ends of stdout and stderr. Raises Refused.
 
-        The child is not waited for: whoever asked reaps it.
+        `file` is executed if it is given, else what argv[0] names. The child is not waited for:
+        whoever asked reaps it.
         """
         opened: list[int] = []
         try:
@@ -51,7 +52,7 @@ class Spawner:
                 os.mkfifo(path, 0o600)
                 opened.append(self.high(os.open(path, OURS)))
                 opened.append(os.open(path, THEIRS))
-            pid = self._begin(argv, env, cwd, opened[1], opened[3])
+            pid = self._begin((file, argv), env, cwd, opened[1], opened[3])
         except Refused:
             self._drop(start_id, opened)
             raise
@@ -85,7 +86,7 @@ class Spawner:
         return high
 
     def _begin(
-        self, argv: list[str], env: dict[str, str], cwd: str, stdout: int, stderr: int
+        self, what: tuple[str, list[str]], env: dict[str, str], cwd: str, stdout: int, stderr: int
     ) -> int:
         """Directory and limits are inherited, and setting them in the child would cost vfork (20
         times slower): so for the moment of the start they are the task's, not ours."""
@@ -99,8 +100,8 @@ class Spawner:
             resource.setrlimit(resource.RLIMIT_NOFILE, self._given)
         try:
             if self._quick:
-                return self._spawn(argv, env, stdout, stderr)
-            return self._popen(argv, env, stdout, stderr)
+                return self._spawn(what, env, stdout, stderr)
+            return self._popen(what, env, stdout, stderr)
         except OSError as error:
             raise Refused(error.errno or 0, "exec") from error
         except (ValueError, TypeError) as error:  # a NUL, or an "=" in a name
@@ -110,18 +111,21 @@ class Spawner:
                 resource.setrlimit(resource.RLIMIT_NOFILE, self._ours)
             os.chdir("/")
 
-    def _spawn(self, argv: list[str], env: dict[str, str], stdout: int, stderr: int) -> int:
+    def _spawn(
+        self, what: tuple[str, list[str]], env: dict[str, str], stdout: int, stderr: int
+    ) -> int:
         """All descriptors of ours are close-on-exec; these three are the child's."""
+        file, argv = what[0] or what[1][0], what[1]
         actions = (
             (os.POSIX_SPAWN_DUP2, self._null, 0),
             (os.POSIX_SPAWN_DUP2, stdout, 1),
             (os.POSIX_SPAWN_DUP2, stderr, 2),
         )
-        if "/" in argv[0]:
-            return os.posix_spawn(argv[0], argv, env, file_actions=actions, setsid=True)
-        refused = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), argv[0])
+        if "/" in file:
+            return os.posix_spawn(file, argv, env, file_actions=actions, setsid=True)
+        refused = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), file)
         for directory in os.get_exec_path(env):
-            program = os.path.join(directory, argv[0])
+            program = os.path.join(directory, file)
             if os.path.lexists(program):
                 try:
                     return os.posix_spawn(program, argv, env, file_actions=actions, setsid=True)
@@ -130,11 +134,15 @@ class Spawner:
                         refused = error  # type: ignore[assignment]
         raise refused
 
-    def _popen(self, argv: list[str], env: dict[str, str], stdout: int, stderr: int) -> int:
+    def _popen(
+        self, what: tuple[str, list[str]], env: dict[str, str], stdout: int, stderr: int
+    ) -> int:
+        file, argv = what
         import subprocess  # noqa: PLC0415 (a megabyte, for old C libraries alone)
 
         child = subprocess.Popen(
             argv,
+            executable=file or None,
             env=env,
             stdin=self._null,
             stdout=stdout,
