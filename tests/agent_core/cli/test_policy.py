@@ -1,7 +1,9 @@
 """`policy check`: what may run, by which rule, and as what, without running it."""
 
 import json
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
