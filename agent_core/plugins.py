@@ -11,9 +11,10 @@ import pluggy
 
 from agent_core.errors import PluginError, RemoteGPUError
 from agent_core.hookspecs import API_VERSION, GROUP, Hooks
+from agent_core.nearest import nearest
 from agent_core.protocols import PluginContext
 from agent_core.sections import CORE_SECTIONS, PluginsSection, Section
-from agent_core.settings import Loaded, nearest
+from agent_core.settings import Loaded
 
 DEFAULTS = (  # what runs unless a site says otherwise; core imports none of them
     "sqlite_store",

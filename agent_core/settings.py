@@ -1,6 +1,5 @@
 """Settings: dynaconf lays the sources over each other, pydantic validates; nobody else loads."""
 
-import difflib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +16,7 @@ from pydantic_core import ErrorDetails, to_json
 from agent_core import sources
 from agent_core.errors import SettingsError
 from agent_core.hookspecs import COMMANDS_GROUP, GROUP
+from agent_core.nearest import nearest
 from agent_core.sections import (
     CORE_SECTIONS,
     AgentSection,
@@ -43,9 +43,9 @@ __all__ = [
     "Section",
     "ShutdownSection",
     "Text",
+    "is_secret",
     "known_tables",
     "load",
-    "nearest",
 ]
 
 Table = Mapping[str, "Written | Table"]  # a key, or a table in the table
@@ -61,8 +61,8 @@ def load(file: Path | None = None, environ: Mapping[str, str] = os.environ) -> "
 
     `file` replaces the search in the current directory and in /etc. Raises SettingsError.
     """
-    found = sources.read(file, environ)
     known = known_tables()
+    found = sources.read(file, environ, known)
     for source in found.layers:
         for table, keys in source.tables.items():
             _check_names(source, table, keys, known)
@@ -73,12 +73,6 @@ def known_tables() -> frozenset[str]:
     """Core's tables, and one for each installed plugin and command; nothing is imported."""
     names = {e.name for group in (GROUP, COMMANDS_GROUP) for e in entry_points(group=group)}
     return frozenset({*CORE_SECTIONS, *names})
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """` (did you mean "x"?)` for the known name that is most like it, else nothing."""
-    close = difflib.get_close_matches(name.lower(), sorted(known), n=1, cutoff=0.6)
-    return f' (did you mean "{close[0]}"?)' if close else ""
 
 
 def _check_names(
@@ -146,13 +140,18 @@ class Loaded:
         found = self.tables.get(table, {}).get(key.partition(".")[0])
         return _first(found).source.name if found is not None else "default"
 
+    def place(self, table: str, key: str) -> str:
+        """`default`, or where it was written: file and line, or the variable."""
+        found = self.tables.get(table, {}).get(key)
+        return _first(found).place if found is not None else "default"
+
     def secrets(self) -> frozenset[str]:
         """Every token and password that was set, so that a log can mask them."""
         return frozenset(
             found.text
             for table in self.tables.values()
             for key, found in table.items()
-            if isinstance(found, Written) and _SECRET_KEY.search(key) and found.is_scalar
+            if isinstance(found, Written) and is_secret(key) and found.is_scalar
         )
 
     def _wrong(self, table: str, detail: ErrorDetails) -> str:
@@ -163,6 +162,11 @@ class Loaded:
         name = f"{table}.{'.'.join(path)}" if path else f"[{table}]"
         told = f"{name}: {what}" if detail["type"] == "value_error" else f"{name} {what}"
         return f"{written.place}: {told}" if written else told
+
+
+def is_secret(key: str) -> bool:
+    """Whether a setting of this name is shown to nobody."""
+    return _SECRET_KEY.search(key) is not None
 
 
 def _unknown_key(written: Written, model: type[Section]) -> str:

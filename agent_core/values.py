@@ -53,9 +53,11 @@ class Written:
     def plain(self, info: FieldInfo) -> Any:
         """The value as TOML would have it; what the environment says is text until here."""
         kind = _kind(info.annotation)
-        if self.source.from_file:
+        if not isinstance(self.value, str) and not self.source.typed:  # a list or a table of YAML
+            return self.value
+        if self.source.typed:
             return self.text if kind is str and self.is_scalar else self.value
-        if kind in _COLLECTIONS:
+        if kind in _COLLECTIONS and not self.source.from_file:
             return _collection(self.value)
         if kind in (int, float, bool):
             return _scalar(self.value.strip(), kind)

@@ -31,7 +31,8 @@ TOML_HEAD = """\
 #
 # Read from ./settings.toml, then /etc/remotegpu-agent/settings.toml (what stands here wins), or
 # from the file that --settings names; a .secrets.toml beside each wins over it. The environment
-# wins over all files: [agent] max_workers is REMOTEGPU_AGENT__MAX_WORKERS there.
+# wins over all files: [agent] max_workers is REMOTEGPU_AGENT__MAX_WORKERS there. For several sites
+# in one file write [default.agent], [site_a.agent] and choose by REMOTEGPU_SITE=site_a.
 # A duration is seconds or text: "30s", "5m", "2h", "1d".
 """
 
@@ -49,9 +50,21 @@ The first of these that has a key decides it:
 3. `/etc/remotegpu-agent/.secrets.toml`, then `/etc/remotegpu-agent/settings.toml`
 4. the defaults below
 
+In place of `settings.toml` there may be `settings.yaml`, or the older agent's `agent.yaml`
+([migrating.md](migrating.md)), and `.secrets.yaml` in place of `.secrets.toml`; two of them in one
+directory are an error. `remotegpu config` shows every value with the file and line that it comes
+from, and `remotegpu config check FILE` says whether an agent would start with a file.
+
 `--settings FILE` names a file that takes the place of 2 and 3, with the `.secrets.toml` beside it;
 it must exist. Tables of several files are merged key by key; a list replaces the other list, so a
 site can narrow what a file allows. Keep tokens in `.secrets.toml`, mode 0600.
+
+**Several sites in one file.** `[default.agent]` is the same as `[agent]`; `[site_a.agent]` holds
+where `REMOTEGPU_SITE` is `site_a`, over the tables of `default` in the same file. Names of tables
+are checked whichever site is chosen; one of which no file has a table stops the start.
+
+**YAML** is read as it is written: `010`, `1:30`, `yes` and `1e5` are those letters wherever text is
+meant, a key that stands twice is an error, and anchors and tags are not read.
 
 A misspelt table or key, a wrong type and a value out of bounds stop the start; the message names
 the file and line (or the variable), the key, and what would be right. A table is known if it is

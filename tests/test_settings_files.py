@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from agent_core.older_settings import NAMES
+from agent_core.plugins import discover
+from agent_core.sections import CORE_SECTIONS, PluginsSection
 from agent_core.settings import known_tables, load
+from agent_core.sources import LEGACY
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,3 +60,35 @@ def test_every_key_says_what_it_means(make: types.ModuleType) -> None:
         assert model.__doc__, name
         for key, info in model.model_fields.items():
             assert info.description, f"{name}.{key}"
+
+
+@pytest.mark.parametrize(
+    ("file", "site"),
+    [
+        ("agent.yaml.example", ""),
+        ("examples/rental.yaml", ""),
+        ("examples/sites.toml", "lab"),
+        ("examples/sites.toml", "cluster"),
+        ("examples/sites.toml", ""),
+    ],
+)
+def test_an_agent_would_start_with_each_example(file: str, site: str, tmp_path: Path) -> None:
+    there = tmp_path / Path(file).name.removesuffix(".example")
+    there.write_text((ROOT / "docs" / file).read_text())
+    loaded = load(there, environ={"REMOTEGPU_SITE": site})
+    for name, model in CORE_SECTIONS.items():
+        loaded.section(name, model)
+    for info in discover(loaded.section("plugins", PluginsSection)):
+        if info.settings:
+            loaded.section(info.name, info.settings)
+    assert loaded.source("server_client.url").startswith(str(there))
+    assert loaded.warnings == ()
+
+
+def test_the_page_on_migrating_names_what_each_older_name_is_now() -> None:
+    page = (ROOT / "docs/migrating.md").read_text()
+    variables = {where: name for name, where in LEGACY.items()}
+    for name, (table, key) in NAMES.items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}`"))
+        assert f"`[{table}] {key}`" in row
+        assert variables.get((table, key), "") in row

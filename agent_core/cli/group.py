@@ -24,6 +24,10 @@ COMMANDS: Final = {
     "logs": ("agent_core.cli.logs:logs", "Print what a task wrote, or follow it live."),
     "cancel": ("agent_core.cli.cancel:cancel", "Cancel tasks, waiting or running."),
     "agent": ("agent_core.cli.agent:agent", "Run the agent on this machine."),
+    "config": (
+        "agent_core.cli.settings:config",
+        "Show the agent's settings and where each comes from, or check a file.",
+    ),
     "policy": ("agent_core.cli.policy:policy", "Say whether a command may run on this machine."),
     "plugins": (
         "agent_core.cli.plugins:plugins",

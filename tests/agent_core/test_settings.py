@@ -41,7 +41,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     here.mkdir()
     etc.mkdir()
     monkeypatch.chdir(here)
-    monkeypatch.setattr(sources, "ETC", etc / "settings.toml")
+    monkeypatch.setattr(sources, "ETC", etc)
     return etc
 
 
@@ -134,7 +134,7 @@ def test_an_unreadable_file_in_a_usual_place_is_not_taken_for_a_missing_one() ->
 
 
 def test_only_names_with_two_underscores_are_settings() -> None:
-    environ = {"REMOTEGPU_URL": "u", "REMOTEGPU_TOKEN": "t", "REMOTEGPU_SITE": "s"}
+    environ = {"REMOTEGPU_URL": "u", "REMOTEGPU_TOKEN": "t", "REMOTEGPU_USER": "s"}
     loaded = load(environ={**environ, "AGENT__ID": "x", "AGENT_NAME": "y", "PATH": "/bin"})
     assert loaded.tables == {}
 
